@@ -1,0 +1,32 @@
+# `make help` lists the targets.
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+
+.PHONY: help demo test lint clean
+
+help:  ## this list
+	@sed -n 's/^\([a-z]*\):.*## /  make \1	/p' Makefile
+
+demo: $(VENV)/run  ## set up, make the sample data, and run the scripts on it
+	$(BIN)/python tests/make_sample.py sample
+	$(BIN)/python create_dataset.py --voxdet-root sample/VoxDet --output-file sample/anns.pt
+
+test: $(VENV)/dev  ## set up, and run the tests
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/dev  ## check style and formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+clean:  ## remove the virtual environment and the sample
+	rm -rf $(VENV) sample
+
+$(VENV)/run: requirements.txt constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --requirement requirements.txt --constraint constraints.txt
+	touch $@
+
+$(VENV)/dev: $(VENV)/run requirements-dev.txt
+	$(BIN)/python -m pip install --quiet --requirement requirements-dev.txt --constraint constraints.txt
+	touch $@

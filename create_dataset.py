@@ -1,0 +1,516 @@
+"""Build the VoxDet-SoIR annotation file from a VoxDet download.
+
+In   <voxdet-root>/OWID        synthetic: P1 has the queries, P2 the gallery of the train and val splits
+     <voxdet-root>/RoboTools   real: test_video has the queries, test the gallery of the test split
+Out  anns.pt                   one dict, image path -> entry (see `query_entry` and `gallery_entry` in soir_common.py)
+
+    python create_dataset.py --voxdet-root /path/to/VoxDet
+
+Exit status: 0 fine, 1 something was skipped and --strict was given, 2 the run could not be done.
+"""
+
+import argparse
+import array
+import functools
+import json
+import os
+import posixpath
+import re
+import sys
+import time
+from collections import defaultdict
+
+import numpy as np
+import pycocotools.mask as coco_mask
+from PIL import ImageChops
+
+from soir_common import (
+    MAX_COORDINATE,
+    SoirError,
+    check_output,
+    corners,
+    decode_counts,
+    exit_status,
+    gallery_entry,
+    image_names,
+    map_ordered,
+    natural_key,
+    open_regular,
+    photograph_size,
+    print_skipped,
+    query_entry,
+    read_image,
+    rle_from_runs,
+    save_annotations,
+)
+
+# The keys of a COCO file that we use. The rest, half of OWID's 500 MB, is dropped while the JSON is parsed.
+COCO_KEYS = {"images", "annotations", "id", "file_name", "width", "height"}
+COCO_KEYS |= {"image_id", "category_id", "bbox", "segmentation", "num_ins"}
+
+# A polygon longer, or further out, than this would make pycocotools allocate gigabytes: it walks the outline in steps
+# of a fifth of a pixel.
+MAX_OUTLINE = 10_000_000
+
+
+# -------------------------------------------------------------------------------------------------------- the two sets
+
+
+def parse_owid(folder, key, max_instances, workers, skipped):
+    """Yield (image path, entry) for OWID: its queries, then its gallery images, each in natural order.
+
+    folder         the OWID folder, with P1 and P2 in it
+    key            what stands for that folder in the image paths
+    max_instances  only the first so many instances, their queries and annotations; None for all
+    skipped        dict, reason -> list of places; what is left out is added to it
+    Raises SoirError if a file of the layout is missing or cannot be read.
+    """
+    # Both files count ids from 0, so each is joined by itself; val comes last, since an image that shows a val
+    # instance is a val image. Both are read first: a broken download shows before the hour that the masks take.
+    images = {}
+    train = read_coco(os.path.join(folder, "P2", "train_annotations.json"))
+    add_gallery(images, train, "train", f"{key}/P2", skipped)
+    val = read_coco(os.path.join(folder, "P2", "val_annotations.json"))
+    add_gallery(images, val, "val", f"{key}/P2", skipped)
+    val_instances = {a["category_id"] for a in val["annotations"] if is_id(a, "category_id")}
+    del train, val
+
+    instances = find_instances(os.path.join(folder, "P1"), f"{key}/P1", max_instances, skipped)
+    for path, instance, rle, box in read_queries(instances, "OWID queries", workers, skipped):
+        yield path, query_entry(box, rle, instance, "OWID", "val" if instance in val_instances else "train")
+
+    wanted = {instance for instance, _, _ in instances} if max_instances else None
+    gallery = read_gallery(images, os.path.join(folder, "P2"), f"{key}/P2", "OWID gallery", workers, skipped)
+    for path, image in gallery:
+        objects = []
+        for annotation, box in usable_annotations(path, image, wanted, skipped):
+            try:
+                rle = read_segmentation(annotation.get("segmentation"), *image["size"])
+            except ValueError as error:
+                skipped[f"annotation without a usable mask ({error})"].append(path)
+                continue
+            num_ins = annotation["num_ins"] if is_id(annotation, "num_ins") else len(image["annotations"])
+            objects.append((box, rle, annotation["category_id"], num_ins))
+        if objects:
+            boxes, rles, ids, num_ins = map(list, zip(*objects))
+            yield path, gallery_entry(boxes, rles, ids, "OWID", image["split"], num_ins)
+
+
+def parse_robotools(folder, key, max_instances, workers, skipped):
+    """Yield (image path, entry) for RoboTools, or for a test set in its layout; see `parse_owid`."""
+    images = {}
+    test = read_coco(os.path.join(folder, "test", "scene_gt_coco_all.json"))
+    add_gallery(images, test, "test", f"{key}/test", skipped)
+
+    instances = find_instances(os.path.join(folder, "test_video"), f"{key}/test_video", max_instances, skipped)
+    for path, instance, rle, box in read_queries(instances, "RoboTools queries", workers, skipped):
+        yield path, query_entry(box, rle, instance, "RoboTools", "test")
+
+    wanted = {instance for instance, _, _ in instances} if max_instances else None
+    gallery = read_gallery(images, os.path.join(folder, "test"), f"{key}/test", "RoboTools gallery", workers, skipped)
+    for path, image in gallery:
+        objects = [(box, a["category_id"]) for a, box in usable_annotations(path, image, wanted, skipped)]
+        if objects:
+            boxes, ids = map(list, zip(*objects))
+            yield path, gallery_entry(boxes, [], ids, "RoboTools", "test")
+
+
+# ------------------------------------------------------------------------------------------------------------- queries
+
+
+def find_instances(folder, key, max_instances, skipped):
+    """List (instance id, folder, key) of the instance folders in natural order.
+
+    The id is the number after the last `_` of the name: `5` in OWID, `obj_000005` in RoboTools. Files that lie
+    beside the folders (ZID-10k_mapper_new.json, scene_gt_all.json) are no instances.
+    """
+    try:
+        names = sorted(os.listdir(folder), key=natural_key)
+    except OSError as error:
+        raise SoirError(f"cannot read the folder {folder}: {error.strerror}") from error
+    instances = []
+    for name in names:
+        if not os.path.isdir(os.path.join(folder, name)):
+            continue
+        number = name.rpartition("_")[2]
+        if re.fullmatch("[0-9]{1,18}", number):
+            instances.append((int(number), os.path.join(folder, name), f"{key}/{name}"))
+        else:
+            skipped["folder whose name holds no instance id"].append(f"{key}/{name}")
+    return instances[:max_instances]
+
+
+def read_queries(instances, title, workers, skipped):
+    """Yield (image path, instance id, rle, box) of every query that can be used."""
+    queries = []
+    for instance, folder, key in instances:
+        images, masks = list_images(os.path.join(folder, "rgb")), list_images(os.path.join(folder, "mask"))
+        if not images:
+            skipped["instance folder without images in rgb/"].append(key)
+        for stem, name in images.items():
+            if stem in masks:
+                queries.append((folder, name, masks[stem], key, instance))
+            else:
+                skipped["query without a mask"].append(f"{key}/rgb/{name}")
+        for stem, name in masks.items():
+            if stem not in images:
+                skipped["mask without an image"].append(f"{key}/mask/{name}")
+
+    results = map_ordered(read_query, queries, workers, title)
+    for (fault, size, counts, box), (_, name, _, key, instance) in zip(results, queries):
+        path = f"{key}/rgb/{name}"
+        if fault:
+            skipped[fault].append(path)
+        else:
+            yield path, instance, {"size": list(size), "counts": counts}, box
+
+
+def read_query(query):
+    """Read a query, in a worker: (fault or None, (height, width), counts of the RLE, box)."""
+    folder, image_name, mask_name, _, _ = query
+    try:
+        width, height = photograph_size(os.path.join(folder, "rgb", image_name))
+        rle, box = read_mask(os.path.join(folder, "mask", mask_name))
+    except OSError:
+        return "query whose image or mask cannot be read", None, None, None
+    if rle is None:
+        return "query with an empty mask", None, None, None
+    if rle["size"] != [height, width]:
+        return "query whose image and mask differ in size", None, None, None
+    return None, (height, width), rle["counts"], box
+
+
+def read_mask(path):
+    """Read a mask image: (rle, box), the box being half-open (x1, y1, x2, y2); (None, None) if no pixel is set.
+
+    JPEG masks are 255 times the mask, with ringing around every contour, so there half of 255 separates object and
+    background. Masks in lossless formats may be 0/1, 0/255 or 0/65535: there it is half of the largest value.
+    Only the rectangle that is not black is looked at; that is most of the speed. Raises OSError.
+    """
+    image = read_image(path, luminance=True)
+    width, height = image.size
+    rectangle = image.getbbox() if image.mode in ("1", "L", "RGB") else (0, 0, width, height)
+    if rectangle is None:
+        return None, None
+    values = np.asarray(brightness(image.crop(rectangle)))
+    lossless = image.format in ("PNG", "BMP")
+    foreground = values > (values.max() / 2 if lossless else 127)
+    columns, rows = np.flatnonzero(foreground.any(axis=0)), np.flatnonzero(foreground.any(axis=1))
+    if not columns.size:
+        return None, None
+    foreground = foreground[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    left, top = rectangle[0] + int(columns[0]), rectangle[1] + int(rows[0])
+    box = (left, top, left + foreground.shape[1], top + foreground.shape[0])
+    return encode_mask(foreground, left, top, height, width), box
+
+
+def brightness(image):
+    """A mask in any mode -> one channel: the brightest of its colours, or its alpha if nothing else is set."""
+    if image.mode in ("P", "PA"):
+        image = image.convert("RGBA" if image.mode == "PA" or "transparency" in image.info else "RGB")
+    elif image.mode in ("CMYK", "YCbCr", "LAB", "HSV"):
+        image = image.convert("RGB")
+    if image.mode not in ("RGB", "LA", "RGBA"):
+        return image
+    if image.mode == "RGB":
+        return functools.reduce(ImageChops.lighter, image.split())
+    *colours, alpha = image.split()
+    visible = ImageChops.multiply(functools.reduce(ImageChops.lighter, colours), alpha)
+    return visible if visible.getbbox() else alpha
+
+
+def encode_mask(foreground, left, top, height, width):
+    """Encode a rectangle of an image, bool [h, w] at (left, top), as the RLE of the whole image [height, width]."""
+    h, w = foreground.shape
+    columns = np.zeros((w, h + 2), dtype=bool)  # background above and below, so that every run ends in its column
+    columns[:, 1:-1] = foreground.T
+    flat = columns.ravel()
+    edges = np.flatnonzero(flat[1:] != flat[:-1])  # starts and ends of runs, in turn
+    edges = (left + edges // (h + 2)) * height + top + edges % (h + 2)
+    return rle_from_runs(np.diff(np.concatenate(([0], edges, [height * width]))), height, width)
+
+
+# ------------------------------------------------------------------------------------------------------------- gallery
+
+
+def read_coco(path):
+    """Read a COCO file: its lists of dict "images" and "annotations", with the keys of COCO_KEYS. SoirError."""
+
+    def shrink(record):
+        if "counts" in record:  # an RLE: its list of run lengths takes fifty times the memory of the string
+            try:
+                return compress_rle(record)
+            except ValueError as error:
+                return str(error)
+        return {name: value for name, value in record.items() if name in COCO_KEYS}
+
+    try:
+        with open_regular(path) as file:
+            coco = json.loads(file.read().decode("utf-8-sig"), object_hook=shrink)
+    except OSError as error:
+        raise SoirError(f"cannot read {path}: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:
+        raise SoirError(f"{path} is no JSON, or a broken download ({error}): get the file again") from error
+    if not isinstance(coco, dict) or not all(isinstance(coco.get(name), list) for name in ("images", "annotations")):
+        raise SoirError(f'{path} is no COCO file: expected an object with the lists "images" and "annotations"')
+    return {name: [r if isinstance(r, dict) else {} for r in coco[name]] for name in ("images", "annotations")}
+
+
+def compress_rle(record):
+    """RLE of a COCO file, column-major, as list of run lengths or compressed -> compressed RLE. ValueError."""
+    size, counts = record.get("size"), record["counts"]
+    if not isinstance(size, list) or len(size) != 2:
+        raise ValueError("size is not [height, width]")
+    if isinstance(counts, str):
+        runs, _ = decode_counts([counts.encode("utf-8", "surrogatepass")])
+    else:
+        try:
+            runs = array.array("q", counts)  # the strictest and fastest of all conversions: no floats, no text
+        except (TypeError, OverflowError):
+            raise ValueError("counts are not run lengths") from None
+    return rle_from_runs(runs, *size)
+
+
+def add_gallery(images, coco, split, key, skipped):
+    """Join the annotations of a COCO file to their images, in `images`: file name -> {split, size, annotations}.
+
+    Images are merged by file: RoboTools has one image record an annotation, each with an id of its own.
+    """
+    names = {}  # image id -> file name
+    for record in coco["images"]:
+        name = record.get("file_name")
+        if not is_id(record, "id") or record["id"] in names:
+            skipped["image record without an id of its own"].append(f"{key}: {shorten(name)}")
+        elif not is_safe(name):
+            skipped["image whose file name is no path inside its folder"].append(f"{key}: {shorten(name)}")
+        else:
+            name = names[record["id"]] = posixpath.normpath(name)
+            image = images.setdefault(name, {"annotations": []})
+            image["split"] = split
+            image["size"] = record.get("height"), record.get("width")
+    for annotation in coco["annotations"]:
+        name = names.get(annotation["image_id"]) if is_id(annotation, "image_id") else None
+        if name is None:
+            number = shorten(annotation.get("id"))
+            skipped["annotation that points to no image"].append(f"{key}: {split} annotation {number}")
+        else:
+            images[name]["annotations"].append(annotation)
+
+
+def read_gallery(images, folder, key, title, workers, skipped):
+    """Yield (image path, image of `add_gallery`) of every image that has annotations and can be read."""
+    names = []
+    for name in sorted(images, key=natural_key):
+        if images[name]["annotations"]:
+            names.append(name)
+        else:
+            skipped["image without annotations"].append(f"{key}/{name}")
+    sizes = map_ordered(read_size, [os.path.join(folder, name) for name in names], workers, title)
+    for name, size in zip(names, sizes):
+        image = images[name]
+        if size is None:
+            skipped["gallery image that is missing or cannot be read"].append(f"{key}/{name}")
+        elif image["size"] not in (size, (None, None)):
+            skipped["gallery image whose size is not what its annotations say"].append(f"{key}/{name}")
+        else:
+            image["size"] = size
+            yield f"{key}/{name}", image
+
+
+def read_size(path):
+    """(height, width) of an image, in a worker; None if it cannot be read."""
+    try:
+        width, height = photograph_size(path)
+    except (OSError, ValueError):  # ValueError: a NUL in the path
+        return None
+    return height, width
+
+
+def usable_annotations(path, image, wanted, skipped):
+    """Yield (annotation, half-open box) of an image's annotations; `wanted` is a set of instance ids, None for all."""
+    for annotation in image["annotations"]:
+        box = corners(annotation.get("bbox"))
+        if not is_id(annotation, "category_id"):
+            skipped["annotation without an instance id"].append(path)
+        elif wanted is not None and annotation["category_id"] not in wanted:
+            continue
+        elif box is None:
+            skipped["annotation without a box of positive size"].append(path)
+        else:
+            yield annotation, box
+
+
+def read_segmentation(segmentation, height, width):
+    """A COCO segmentation of an image of that size -> compressed RLE. Raises ValueError if it is none, or empty.
+
+    segmentation  RLE as `read_coco` left it, the fault as text if it was none, or polygons [[x1, y1, x2, ...], ...]
+    """
+    if isinstance(segmentation, str):
+        raise ValueError(segmentation)
+    if isinstance(segmentation, list):
+        rle = draw_polygons(segmentation, height, width)
+    elif isinstance(segmentation, dict) and "counts" in segmentation:
+        rle = segmentation
+    else:
+        raise ValueError("no segmentation")
+    if rle["size"] != [height, width]:
+        raise ValueError("its size is not the image's")
+    if not coco_mask.area(rle):
+        raise ValueError("no pixel is set")
+    return rle
+
+
+def draw_polygons(polygons, height, width):
+    """COCO polygons -> compressed RLE of their union, as pycocotools draws them. ValueError."""
+    if not polygons:
+        raise ValueError("no segmentation")
+    for polygon in polygons:
+        if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2:
+            raise ValueError("a polygon is not [x1, y1, x2, y2, x3, y3, ...]")
+        if not all(type(value) in (int, float) and abs(value) <= MAX_COORDINATE for value in polygon):
+            raise ValueError("a polygon is not made of numbers")
+        points = np.array(polygon, dtype=float).reshape(-1, 2)
+        outline = np.abs(points - np.roll(points, 1, axis=0)).max(axis=1).sum()
+        if max(outline, np.abs(points).max()) > MAX_OUTLINE:
+            raise ValueError("a polygon is far larger than an image")
+    rle = coco_mask.merge(coco_mask.frPyObjects(polygons, height, width))
+    return {"size": [height, width], "counts": rle["counts"].decode("ascii")}
+
+
+# ------------------------------------------------------------------------------------------------------- small helpers
+
+
+def list_images(folder):
+    """Images in a folder, {name without ending: name}, in natural order; none if there is no such folder."""
+    try:
+        return {os.path.splitext(name)[0]: name for name in image_names(folder)}
+    except OSError:
+        return {}
+
+
+def is_id(record, name):
+    """Whether record[name] is an integer from 0 to 2^63 - 1 (a bool is no id, nor is the text "5")."""
+    value = record.get(name)
+    return type(value) is int and 0 <= value < 2**63
+
+
+def is_safe(name):
+    """Whether the file name of a COCO file stays inside its folder. It is somebody else's text: nothing is believed."""
+    return (
+        isinstance(name, str)
+        and 0 < len(name) < 1024
+        and not name.startswith("/")
+        and not re.search(r"[\\:\0]", name)  # a Windows path, a drive, the end of a C string
+        and ".." not in name.split("/")
+    )
+
+
+def shorten(value):
+    """What a report shows of a value that may be anything."""
+    if not isinstance(value, (str, int)):
+        return f"({type(value).__name__})"
+    text = str(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+# -------------------------------------------------------------------------------------------------------------- script
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(
+        description="Build the VoxDet-SoIR annotation file from a VoxDet download.",
+        epilog="Exit status: 0 fine, 1 something was skipped and --strict was given, 2 the run could not be done.",
+    )
+    add = parser.add_argument
+    add("--voxdet-root", default=".", metavar="DIR", help="folder of the download (default: the current folder)")
+    add("--output-file", default="anns.pt", metavar="FILE", help="annotation file to write (default: anns.pt)")
+    add("--skip-owid", action="store_true", help="leave the synthetic set out")
+    add("--skip-robotools", action="store_true", help="leave the real set out")
+    add("--owid-path", default="OWID", metavar="DIR", help="folder of OWID in the root (default: OWID)")
+    add(
+        "--robotools-path",
+        default="RoboTools",
+        metavar="DIR",
+        help="folder of RoboTools in the root (default: RoboTools, or BOP/RoboTools if that is there instead)",
+    )
+    add("--max-categories", type=positive, metavar="N", help="only the first N instances of each set, for a quick try")
+    add("--workers", type=positive, default=os.cpu_count() or 1, metavar="N", help="processes (default: all cores)")
+    add("--relative-paths", action="store_true", help="image paths start at the root, so that the file can move")
+    add("--strict", action="store_true", help="exit with 1 if anything was skipped")
+    return parser.parse_args()
+
+
+def positive(text):
+    if not re.fullmatch("[0-9]{1,6}", text) or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"expected a number from 1 up, found {text}")
+    return int(text)
+
+
+def find_sets(args):
+    """List (parser, path in the root) of the sets to read. Raises SoirError if a part of one is missing."""
+    candidates = [args.robotools_path]
+    if args.robotools_path == "RoboTools":
+        candidates.append("BOP/RoboTools")  # as VoxDet's own README unpacks it
+    there = [path for path in candidates if os.path.isdir(os.path.join(args.voxdet_root, path))]
+    robotools = (there or candidates)[0]
+    owid_parts = "P1", "P2/train_annotations.json", "P2/val_annotations.json"
+    robotools_parts = "test_video", "test/scene_gt_coco_all.json"
+    sets = []
+    if not args.skip_owid:
+        sets.append(("OWID", parse_owid, args.owid_path, owid_parts))
+    if not args.skip_robotools:
+        sets.append(("RoboTools", parse_robotools, robotools, robotools_parts))
+    if not sets:
+        raise SoirError("nothing to do: --skip-owid and --skip-robotools are both given; leave one out")
+    for name, _, path, parts in sets:
+        option = name.lower()
+        if args.relative_paths and (os.path.isabs(path) or ".." in re.split(r"[/\\]", path)):
+            raise SoirError(f"--relative-paths needs --{option}-path inside --voxdet-root, found {path}")
+        for part in parts:
+            expected = os.path.join(args.voxdet_root, path, part)
+            if not os.path.exists(expected):
+                raise SoirError(
+                    f"{name} is not complete: expected {expected}, which is not there. "
+                    f"Name its folders with --voxdet-root and --{option}-path, or leave it out with --skip-{option}"
+                )
+    return [(parse, path) for _, parse, path, _ in sets]
+
+
+def print_summary(annotations):
+    """Print a table with a row a set."""
+    print(f"{'set':<12}{'queries':>10}{'gallery images':>16}{'boxes':>10}{'instances':>11}")
+    for name in ("OWID", "RoboTools"):
+        entries = [entry for entry in annotations.values() if entry["set"] == name]
+        if entries:
+            gallery = [entry for entry in entries if not entry["is_query"]]
+            boxes = sum(len(entry["bbox"]) for entry in gallery)
+            instances = {entry["ins"] for entry in entries if entry["is_query"]}.union(*(e["ins"] for e in gallery))
+            queries = len(entries) - len(gallery)
+            print(f"{name:<12}{queries:>10,}{len(gallery):>16,}{boxes:>10,}{len(instances):>11,}")
+
+
+def main():
+    args = parse_args()
+    start = time.monotonic()
+    check_output(args.output_file)
+    skipped = defaultdict(list)
+    annotations = {}
+    for parse, path in find_sets(args):
+        folder = os.path.join(args.voxdet_root, path)
+        key = os.path.normpath(path) if args.relative_paths else folder.rstrip("/")
+        key = key.replace(os.sep, "/")
+        annotations.update(parse(folder, key, args.max_categories, args.workers, skipped))
+    if not annotations:
+        print_skipped(skipped)
+        raise SoirError(f"nothing was found under {args.voxdet_root} that can be used, so nothing was written")
+
+    print_summary(annotations)
+    print_skipped(skipped)
+    size = save_annotations(annotations, args.output_file)
+    print(f"\nwrote {args.output_file}: {size / 1e6:,.1f} MB in {time.monotonic() - start:,.1f} s")
+    return 1 if args.strict and skipped else 0
+
+
+if __name__ == "__main__":
+    with exit_status():
+        sys.exit(main())

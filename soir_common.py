@@ -1,0 +1,394 @@
+"""What the VoxDet-SoIR scripts share: annotation files, entries, masks, boxes, images, processes.
+
+An annotation file is one dict, image path -> entry, saved with torch. `query_entry` and `gallery_entry` are the
+only makers of entries, so they are where the schema is written down.
+
+    from soir_common import load_annotations, save_annotations
+"""
+
+import io
+import os
+import re
+import signal
+import socket
+import stat
+import sys
+import threading
+import time
+from collections import deque
+from contextlib import contextmanager
+from functools import partial
+from multiprocessing import active_children
+
+import numpy as np
+import pycocotools.mask as coco_mask
+from PIL import Image
+from tqdm import tqdm
+
+# The file endings that count as images (in any case), and the formats Pillow may take them for. Few formats, since
+# every decoder is a way in for a file made to be trouble.
+IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp")
+IMAGE_FORMATS = ("JPEG", "PNG", "BMP")
+
+# No image or mask may claim more pixels than Pillow itself would open (its guard against decompression bombs).
+MAX_PIXELS = 2 * 89_478_485
+
+# No coordinate, in pixels, may be larger. This also turns down NaN, infinities and integers beyond any float.
+MAX_COORDINATE = 2**31
+
+# Items that a worker gets at a time: enough to hide the cost of handing them over (0.2 ms; a mask of OWID takes
+# 0.4 ms), few enough that the last ones do not keep one worker busy alone (a mask of RoboTools takes 20 ms).
+BATCH = 16
+
+
+class SoirError(Exception):
+    """The run cannot be done. Its text is one sentence for the person: expected, found, where, what to do."""
+
+
+# ------------------------------------------------------------------------------------------------- entries (the schema)
+
+
+def query_entry(bbox, mask, ins, set_name, split):
+    """The entry of a query: one photograph of one object.
+
+    bbox      (x1, y1, x2, y2) in pixels, half-open: x2 = x1 + width
+    mask      COCO RLE {"size": [height, width], "counts": str}
+    ins       int, the instance; it counts within its set only, since the ids of OWID and RoboTools collide
+    set_name  "OWID" or "RoboTools"
+    split     "train", "val" or "test"
+    """
+    return {"bbox": bbox, "mask": mask, "is_query": True, "ins": ins, "set": set_name, "split": split}
+
+
+def gallery_entry(bboxes, masks, instances, set_name, split, num_ins=None):
+    """The entry of a gallery image: lists with one item an object, fields as in `query_entry`.
+
+    masks     one RLE an object, or [] where the source has no masks
+    num_ins   list of int, the number of labelled objects in the scene as the source has it; left out if None
+    """
+    entry = {"bbox": bboxes, "mask": masks, "is_query": False, "ins": instances, "set": set_name}
+    if num_ins is not None:
+        entry["num_ins"] = num_ins
+    entry["split"] = split
+    return entry
+
+
+# ----------------------------------------------------------------------------------------------------- annotation files
+
+
+def check_output(path):
+    """Raise SoirError if `path` cannot become an output file. Called before the work, which may take an hour."""
+    path = os.path.realpath(path)
+    folder = os.path.dirname(path)
+    if not os.path.isdir(folder):
+        raise SoirError(f"the folder of the output, {folder}, does not exist: create it, or name another output")
+    if not os.access(folder, os.W_OK):
+        raise SoirError(f"the folder of the output, {folder}, is not writable: name another output")
+    if os.path.lexists(path):
+        mode = os.stat(path).st_mode
+        if not stat.S_ISREG(mode):
+            raise SoirError(f"the output {path} exists and is no regular file: name another output")
+        if not os.access(path, os.W_OK) or not mode & 0o222:  # root may write anything, yet read-only was meant
+            raise SoirError(f"the output {path} is read-only: make it writable, or name another output")
+
+
+def write_whole(path, data):
+    """Write bytes to `path` so that it holds either what it held before or all of `data`, whatever happens.
+
+    The data goes to a temporary file in the same folder, which then takes the place of `path`. Temporary files of
+    runs that were killed are removed first. Raises SoirError.
+    """
+    check_output(path)
+    path = os.path.realpath(path)  # a link stays a link, its target is replaced
+    folder = os.path.dirname(path)
+    prefix = f".soir-{socket.gethostname()}-"
+    temporary = os.path.join(folder, f"{prefix}{os.getpid()}.tmp")
+    try:
+        for name in os.listdir(folder):
+            owner = re.fullmatch(re.escape(prefix) + r"([0-9]+)\.tmp", name)
+            if owner and not _is_running(int(owner.group(1))):
+                os.unlink(os.path.join(folder, name))
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise SoirError(f"cannot write {path}: {error.strerror or error}; what was there is untouched") from error
+    finally:
+        if os.path.lexists(temporary):
+            os.unlink(temporary)
+
+
+def _is_running(pid):
+    if pid == os.getpid():
+        return False  # this run has no temporary file yet: one with its number is left from an earlier process
+    if os.name == "nt":
+        return False  # there a file that is open cannot be removed, so trying to is safe
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def save_annotations(annotations, path):
+    """Save a dict, image path -> entry, for `torch.load(path)`. Returns the size in bytes. Raises SoirError.
+
+    The same dict gives the same bytes: torch names the archive inside after the file, so it is given none.
+    """
+    import torch  # here, not above: it takes over a second, which neither --help nor a worker should wait for
+
+    buffer = io.BytesIO()
+    torch.save(annotations, buffer)
+    data = buffer.getbuffer()
+    write_whole(path, data)
+    return data.nbytes
+
+
+# -------------------------------------------------------------------------------------------------------- boxes, masks
+
+
+def corners(box_xywh):
+    """[x, y, width, height] -> half-open (x1, y1, x2, y2); None if that is no box of positive size."""
+    if not isinstance(box_xywh, list) or len(box_xywh) != 4:
+        return None
+    if not all(type(value) in (int, float) and abs(value) <= MAX_COORDINATE for value in box_xywh):
+        return None
+    x, y, width, height = box_xywh
+    box = (x, y, x + width, y + height)
+    return box if box[2] > x and box[3] > y else None
+
+
+def rle_from_runs(runs, height, width):
+    """Run lengths -> COCO RLE {"size": [height, width], "counts": str}.
+
+    runs  integers >= 0 that sum to height * width, in column-major order, the first one background
+    Raises ValueError for anything else. The format: https://github.com/cocodataset/cocoapi/blob/master/common/maskApi.h
+    """
+    check_size(height, width)
+    runs = np.asarray(runs)
+    if runs.ndim != 1 or runs.dtype.kind != "i" or runs.size == 0:
+        raise ValueError("run lengths are not a list of integers")
+    if runs.min() < 0 or runs.max() > height * width or runs.sum() != height * width:
+        raise ValueError("run lengths do not fill the image")
+    if not runs[1:].all():  # a run of length 0 inside joins its neighbours: only one spelling of each mask
+        edges = np.cumsum(runs)[:-1]
+        values, times = np.unique(edges, return_counts=True)
+        edges = values[(times % 2 == 1) & (values < height * width)]
+        runs = np.diff(np.concatenate(([0], edges, [height * width])))
+    rle = coco_mask.frPyObjects({"size": [height, width], "counts": runs.tolist()}, height, width)
+    return {"size": [height, width], "counts": rle["counts"].decode("ascii")}
+
+
+def decode_counts(strings):
+    """COCO's compressed run lengths of many masks -> (runs, ends).
+
+    strings  list of bytes, one a mask; any bytes at all are safe, unlike in pycocotools' C code, which trusts them
+    runs     int64 [N], the run lengths of all masks, one after the other; whether they are >= 0 and fill the image
+             is for the caller to check
+    ends     int64 [len(strings)], where the runs of each mask end; a malformed string has no runs
+    The code: a number is 5 bits a character (48 + bits), lowest first, bit 6 set if more follow, bit 5 of the last
+    one the sign; from the fourth run on it is the difference to the run before the last (rleToString in maskApi.c).
+    """
+    code = np.frombuffer(b"".join(strings), dtype=np.uint8) - np.uint8(48)
+    stops = np.cumsum(np.fromiter(map(len, strings), dtype=np.int64, count=len(strings)))
+    if not code.size:
+        return np.zeros(0, dtype=np.int64), np.zeros(len(strings), dtype=np.int64)
+    is_last = code < 32
+    is_last[stops[stops > 0] - 1] = True  # whatever it says, a number ends with its string
+    last = np.flatnonzero(is_last)
+    first = np.concatenate(([0], last[:-1] + 1))
+    digits = last - first + 1
+    shifts = np.arange(code.size) - np.repeat(first, digits)
+    values = np.add.reduceat((code & 31).astype(np.int64) << (5 * np.minimum(shifts, 7)), first)
+    values -= (code[last] >> 4 & 1).astype(np.int64) << (5 * np.minimum(digits, 7))
+
+    owner = np.searchsorted(stops, last, side="right")  # the mask that each number belongs to
+    malformed = np.zeros(len(strings), dtype=bool)
+    malformed[owner[(digits > 7) | (code[last] > 31)]] = True  # over 35 bits, or cut short
+    malformed[np.searchsorted(stops, np.flatnonzero(code > 63), side="right")] = True
+    keep = ~malformed[owner]
+    values, owner = values[keep], owner[keep]
+
+    lengths = np.bincount(owner, minlength=len(strings))
+    ends = np.cumsum(lengths)
+    starts = np.repeat(ends - lengths, lengths)
+    index = np.arange(values.size) - starts
+    runs = values.copy()
+    for chain in (index % 2 == 1, (index % 2 == 0) & (index > 0)):  # the differences run along every other number
+        total = np.concatenate(([0], np.cumsum(np.where(chain, values, 0))))
+        runs[chain] = (total[1:] - total[starts])[chain]
+    return runs, ends
+
+
+def check_size(height, width):
+    """Raise ValueError unless both are integers and an image of that size may be held in memory."""
+    if type(height) is not int or type(width) is not int or height < 1 or width < 1 or height * width > MAX_PIXELS:
+        raise ValueError("size is not [height, width] of an image")
+
+
+# -------------------------------------------------------------------------------------------------------------- images
+
+
+def open_regular(path):
+    """Open a file for reading bytes. A FIFO or a device would block or never end: OSError, as for any other fault."""
+
+    def opener(name, flags):
+        descriptor = os.open(name, flags | getattr(os, "O_NONBLOCK", 0))
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            os.close(descriptor)
+            raise OSError(f"not a regular file: {name}")
+        return descriptor
+
+    return open(path, "rb", opener=opener)
+
+
+def read_image(path, load=True, luminance=False):
+    """Read an image, as a PIL image.
+
+    load       False reads the header alone, for size and mode
+    luminance  let the JPEG decoder leave out the colours of an RGB image, twice as fast
+    Raises OSError for a file that is missing, broken, of another format, or too large.
+    """
+    try:
+        with open_regular(path) as file:
+            image = Image.open(file, formats=IMAGE_FORMATS)
+            if image.width * image.height > MAX_PIXELS:
+                raise OSError(f"too large: {image.width} x {image.height}")
+            if luminance and image.mode == "RGB":
+                image.draft("L", image.size)
+            if load:
+                image.load()
+            return image
+    except Exception as error:  # Pillow meets a broken file with OSError, ValueError, SyntaxError, struct.error, ...
+        raise OSError(f"cannot read {path}: {error}") from error
+
+
+def photograph_size(path):
+    """(width, height) of an image, from its header. Raises OSError, also for a file that breaks off.
+
+    A whole JPEG or PNG ends with its end marker; only where that is missing is the image decoded to see whether it
+    is whole. So this takes 0.05 ms instead of 2 ms.
+    """
+    size = read_image(path, load=False).size
+    with open_regular(path) as file:
+        file.seek(-12, os.SEEK_END)
+        if not file.read().endswith((b"\xff\xd9", b"IEND\xaeB`\x82")):
+            read_image(path)
+    return size
+
+
+def image_names(folder):
+    """Names of the images in a folder, in natural order. Hidden ones (`._013.jpg` of macOS) are not images."""
+    names = [name for name in os.listdir(folder) if name.lower().endswith(IMAGE_ENDINGS) and not name.startswith(".")]
+    return sorted(names, key=natural_key)
+
+
+def natural_key(name):
+    """Sort key by which 2 comes before 10."""
+    parts = re.split("([0-9]+)", name)
+    parts[1::2] = map(int, parts[1::2])
+    return parts, name
+
+
+# ----------------------------------------------------------------------------------------------------------- processes
+
+
+def map_ordered(function, items, workers, title):
+    """Like map(), in `workers` processes and with a progress bar; 1 works without any process.
+
+    function  takes and returns what can be pickled; it must be at the top level of a module
+    items     list; they are handed over some at a time, and results come in the order of the items
+    Raises SoirError if a worker process dies.
+    """
+    batches = [items[start : start + BATCH] for start in range(0, len(items), BATCH)]
+    with tqdm(total=len(items), desc=title, disable=None) as progress:
+        for results in _map_batches(partial(_map_batch, function), batches, workers):
+            yield from results
+            progress.update(len(results))
+
+
+def _map_batch(function, batch):
+    return [function(item) for item in batch]
+
+
+def _map_batches(function, batches, workers):
+    if workers == 1:
+        yield from map(function, batches)
+        return
+    from concurrent.futures import ProcessPoolExecutor  # here, not above: --help need not wait for it
+    from concurrent.futures.process import BrokenProcessPool
+
+    pool = ProcessPoolExecutor(workers, initializer=_start_worker)
+    pending = deque()
+    try:
+        for batch in batches:
+            pending.append(pool.submit(function, batch))
+            if len(pending) > 4 * workers:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    except BrokenProcessPool:
+        raise SoirError(
+            "a worker process died (killed, or out of memory): run again, perhaps with fewer --workers"
+        ) from None
+    except BaseException:
+        for process in active_children():  # Ctrl-C must not wait for what is under way
+            process.terminate()
+        raise
+    finally:
+        pool.shutdown()
+
+
+def _start_worker():
+    """Ctrl-C is the parent's to handle; and when the parent is gone, killed perhaps, its workers go too."""
+    parent = os.getppid()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+    def watch():
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(2)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+@contextmanager
+def exit_status():
+    """Run a script's main() in this: bad input, Ctrl-C and SIGTERM end in one line and an exit status."""
+
+    def terminate(number, frame):
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, terminate)
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # a file name may hold bytes that the terminal's code lacks
+    try:
+        yield
+    except SoirError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:  # the reader of our output, `head` perhaps, has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+
+
+def print_skipped(skipped):
+    """Print what was skipped: a line a reason, with the count and the first three places.
+
+    skipped  dict, reason -> list of places
+    """
+    if not skipped:
+        return
+    print("\nskipped:")
+    width = max(len(f"{len(places):,}") for places in skipped.values())
+    for reason, places in sorted(skipped.items()):
+        more = ", ..." if len(places) > 3 else ""
+        print(f"  {len(places):>{width},} x {reason}: {', '.join(places[:3])}{more}")
