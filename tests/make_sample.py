@@ -56,7 +56,9 @@ def draw_table(size, rng):
     """A wooden table in soft light, RGB."""
     width, height = size
     pixels = np.random.RandomState(rng.randrange(2**31))
-    grain = Image.fromarray(pixels.randint(0, 255, (max(height // 6, 2), 4), dtype=np.uint8)).resize(size, Image.BICUBIC)
+    grain = Image.fromarray(pixels.randint(0, 255, (max(height // 6, 2), 4), dtype=np.uint8)).resize(
+        size, Image.BICUBIC
+    )
     light = Image.fromarray(pixels.randint(0, 255, (3, 4), dtype=np.uint8)).resize(size, Image.BICUBIC)
     tone = Image.blend(grain, light, 0.6).point(lambda value: 150 + value * 0.4)
     colour = rng.randrange(150, 230), rng.randrange(120, 180), rng.randrange(90, 140)
@@ -148,7 +150,15 @@ def make_owid(folder, frames, train_images, val_images):
             if (instance, frame) == (10, 1):
                 mask = np.zeros_like(mask)  # a render that shows nothing of the object
             # Masks are JPEGs of three equal channels: ringing around every contour.
-            save(Image.fromarray(np.uint8(mask)[..., None].repeat(3, 2) * 255), folder, "P1", str(instance), "mask", name, quality=95)
+            save(
+                Image.fromarray(np.uint8(mask)[..., None].repeat(3, 2) * 255),
+                folder,
+                "P1",
+                str(instance),
+                "mask",
+                name,
+                quality=95,
+            )
             save(Image.new("L", (64, 48), 90), folder, "P1", str(instance), "depth", f"{frame:06d}.png")
             if mask.any():
                 truth[f"OWID/P1/{instance}/rgb/{name}"] = {

@@ -1,0 +1,143 @@
+"""Fixtures that the tests share: the sample tree, a tiny tree to damage, and the command line."""
+
+import contextlib
+import copy
+import io
+import json
+import os
+import runpy
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+import make_sample  # noqa: E402
+
+
+def run_script(script, *args, cwd=None, timeout=300):
+    """Run a script of the project as a user would, in a process of its own. Returns it, with text output."""
+    command = [sys.executable, str(ROOT / script), *map(str, args)]
+    done = subprocess.run(command, cwd=cwd, timeout=timeout, capture_output=True, text=True)
+    assert "Traceback" not in done.stderr, done.stderr
+    return done
+
+
+def run_here(script, *args):
+    """Like `run_script`, in this process, which has torch already: a hundred times faster. No workers, though."""
+    streams = [io.TextIOWrapper(io.BytesIO(), encoding="utf-8", write_through=True) for _ in range(2)]
+    terminate, argv, status = signal.getsignal(signal.SIGTERM), sys.argv, 0
+    try:
+        sys.argv = [script, *map(str, args)]
+        with contextlib.redirect_stdout(streams[0]), contextlib.redirect_stderr(streams[1]):
+            runpy.run_path(str(ROOT / script), run_name="__main__")
+    except SystemExit as end:
+        status = end.code or 0
+    finally:
+        sys.argv = argv
+        signal.signal(signal.SIGTERM, terminate)
+    texts = [stream.buffer.getvalue().decode("utf-8") for stream in streams]
+    return subprocess.CompletedProcess([script, *args], status, *texts)
+
+
+def load_plainly(path):
+    """Load an annotation file as any researcher would; torch's safe mode is spelled out for torch before 2.6."""
+    return torch.load(str(path), weights_only=True)
+
+
+@pytest.fixture(scope="session")
+def voxdet(tmp_path_factory):
+    """(root, truth) of the sample's VoxDet tree; not to be changed."""
+    root = tmp_path_factory.mktemp("sample") / "VoxDet"
+    return root, make_sample.make_voxdet(str(root))
+
+
+@pytest.fixture(scope="session")
+def sample_file(voxdet, tmp_path_factory):
+    """The annotation file made from the sample, with paths relative to its root."""
+    path = tmp_path_factory.mktemp("annotations") / "anns.pt"
+    done = run_script("create_dataset.py", "--voxdet-root", voxdet[0], "--output-file", path, "--relative-paths")
+    assert done.returncode == 0, done.stderr
+    return path
+
+
+class Tiny:
+    """A VoxDet tree of two instances, 64 x 48 pixels, small enough to be made anew and damaged in each test."""
+
+    def __init__(self, root):
+        self.root = root
+        self.mask = np.zeros((48, 64), dtype=np.uint8)
+        self.mask[10:30, 20:50] = 255
+        for instance in (3, 20):
+            for frame in range(2):
+                self.save_image(f"OWID/P1/{instance}/rgb/{frame:06d}.jpg")
+                self.save_image(f"OWID/P1/{instance}/mask/{frame:06d}.jpg", self.mask)
+            self.save_image(f"RoboTools/test_video/obj_{instance:06d}/rgb/000000.png")
+            self.save_image(f"RoboTools/test_video/obj_{instance:06d}/mask/000000.png", self.mask)
+        for name in ("000000", "000001"):
+            self.save_image(f"OWID/P2/images/{name}.jpg")
+        self.save_image("RoboTools/test/1/rgb/000000.png")
+        rle = {"counts": [48 * 20 + 10, 20, 48 * 44 - 30], "size": [48, 64]}
+        annotation = {"id": 0, "image_id": 0, "bbox": [20, 10, 1, 20], "segmentation": rle, "num_ins": 4}
+        self.train = {
+            "images": [{"id": 0, "file_name": "images/000000.jpg", "width": 64, "height": 48}],
+            "annotations": [{**annotation, "category_id": 3}],
+        }
+        self.val = {
+            "images": [{"id": 0, "file_name": "images/000001.jpg", "width": 64, "height": 48}],
+            "annotations": [{**copy.deepcopy(annotation), "category_id": 20}],
+        }
+        self.test = {
+            "images": [{"id": number, "file_name": "1/rgb/000000.png", "width": 64, "height": 48} for number in (1, 2)],
+            "annotations": [
+                {"id": 1, "image_id": 1, "category_id": 3, "bbox": [1, 2, 3, 4]},
+                {"id": 2, "image_id": 2, "category_id": 20, "bbox": [5, 6, 7, 8]},
+            ],
+        }
+        self.write_json()
+
+    def path(self, name):
+        return self.root / name
+
+    def save_image(self, name, pixels=None, mode=None):
+        path = self.path(name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if pixels is None:
+            image = Image.new("RGB", (64, 48), (200, 150, 90))
+        else:
+            image = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
+        (image.convert(mode) if mode else image).save(str(path), quality=95)
+
+    def write_json(self):
+        for name, coco in (
+            ("OWID/P2/train_annotations.json", self.train),
+            ("OWID/P2/val_annotations.json", self.val),
+            ("RoboTools/test/scene_gt_coco_all.json", self.test),
+        ):
+            self.path(name).write_text(json.dumps(coco))
+
+    def create(self, *args, output="anns.pt"):
+        """Run create_dataset.py on the tree: (process, annotations or None), with paths relative to the root."""
+        path = self.root / output
+        done = run_here(
+            "create_dataset.py",
+            *("--voxdet-root", self.root, "--output-file", path, "--relative-paths", "--workers", "1"),
+            *args,
+        )
+        return done, load_plainly(path) if path.is_file() else None
+
+
+@pytest.fixture
+def tiny(tmp_path):
+    return Tiny(tmp_path / "tiny")
+
+
+def files_below(folder):
+    return sorted(os.path.relpath(os.path.join(at, name), folder) for at, _, names in os.walk(folder) for name in names)
