@@ -393,11 +393,11 @@ def full_path(path, base_path):
     full = os.path.normpath(os.path.join(base_path, path))
     base = os.path.join(os.path.normpath(base_path), "")
     if base == os.path.join(".", ""):  # normpath leaves it out of what lies in it
-        return None if full.startswith((os.pardir, os.sep)) else full
+        return None if os.path.isabs(full) or full.split(os.sep)[0] == os.pardir else full
     return full if full.startswith(base) else None
 
 
-# ---------------------------------------------------------------------------------------------- retrieval and statistics
+# --------------------------------------------------------------------------------------------- retrieval and statistics
 
 
 def check_retrieval(entries, findings):
