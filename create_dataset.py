@@ -27,6 +27,7 @@ from PIL import ImageChops
 from soir_common import (
     MAX_COORDINATE,
     SoirError,
+    add_common_options,
     check_output,
     corners,
     decode_counts,
@@ -37,6 +38,7 @@ from soir_common import (
     natural_key,
     open_regular,
     photograph_size,
+    positive,
     print_skipped,
     query_entry,
     read_image,
@@ -144,17 +146,19 @@ def read_queries(instances, title, workers, skipped):
     """Yield (image path, instance id, rle, box) of every query that can be used."""
     queries = []
     for instance, folder, key in instances:
-        images, masks = list_images(os.path.join(folder, "rgb")), list_images(os.path.join(folder, "mask"))
+        images, masks = list_images(os.path.join(folder, "rgb")), {}
+        for name in list_images(os.path.join(folder, "mask")):
+            if masks.setdefault(stem(name), name) != name:
+                skipped["second mask of the same query"].append(f"{key}/mask/{name}")
         if not images:
             skipped["instance folder without images in rgb/"].append(key)
-        for stem, name in images.items():
-            if stem in masks:
-                queries.append((folder, name, masks[stem], key, instance))
+        for name in images:
+            if stem(name) in masks:
+                queries.append((folder, name, masks[stem(name)], key, instance))
             else:
                 skipped["query without a mask"].append(f"{key}/rgb/{name}")
-        for stem, name in masks.items():
-            if stem not in images:
-                skipped["mask without an image"].append(f"{key}/mask/{name}")
+        for unused in sorted(masks.keys() - set(map(stem, images))):
+            skipped["mask without an image"].append(f"{key}/mask/{masks[unused]}")
 
     results = map_ordered(read_query, queries, workers, title)
     for (fault, size, counts, box), (_, name, _, key, instance) in zip(results, queries):
@@ -381,11 +385,15 @@ def draw_polygons(polygons, height, width):
 
 
 def list_images(folder):
-    """Images in a folder, {name without ending: name}, in natural order; none if there is no such folder."""
+    """Names of the images in a folder, in natural order; none if there is no such folder."""
     try:
-        return {os.path.splitext(name)[0]: name for name in image_names(folder)}
+        return image_names(folder)
     except OSError:
-        return {}
+        return []
+
+
+def stem(name):
+    return os.path.splitext(name)[0]
 
 
 def is_id(record, name):
@@ -434,16 +442,8 @@ def parse_args():
         help="folder of RoboTools in the root (default: RoboTools, or BOP/RoboTools if that is there instead)",
     )
     add("--max-categories", type=positive, metavar="N", help="only the first N instances of each set, for a quick try")
-    add("--workers", type=positive, default=os.cpu_count() or 1, metavar="N", help="processes (default: all cores)")
-    add("--relative-paths", action="store_true", help="image paths start at the root, so that the file can move")
-    add("--strict", action="store_true", help="exit with 1 if anything was skipped")
+    add_common_options(parser)
     return parser.parse_args()
-
-
-def positive(text):
-    if not re.fullmatch("[0-9]{1,6}", text) or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"expected a number from 1 up, found {text}")
-    return int(text)
 
 
 def find_sets(args):
@@ -507,7 +507,7 @@ def main():
     print_summary(annotations)
     print_skipped(skipped)
     size = save_annotations(annotations, args.output_file)
-    print(f"\nwrote {args.output_file}: {size / 1e6:,.1f} MB in {time.monotonic() - start:,.1f} s")
+    print(f"\nwrote {args.output_file}: {size / 1e3:,.0f} kB in {time.monotonic() - start:,.1f} s")
     return 1 if args.strict and skipped else 0
 
 

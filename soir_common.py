@@ -18,6 +18,7 @@ import sys
 import threading
 import time
 import zipfile
+from argparse import ArgumentTypeError
 from collections import deque
 from contextlib import contextmanager
 from functools import partial
@@ -41,13 +42,25 @@ SETS = {
     "INSTRE-XXS": (False, False),
 }
 
-# The published figures of these sets (table 1 of the paper): annotated objects an image, mean object size in % of the
-# image. Those of VoxDet-SoIR are RoboTools': 9,109 annotations on 1,570 images.
+# The published figures (table 1 of the paper, and its text): objects annotated in an image, and object size in % of the
+# image, both mean. Those of VoxDet-SoIR are RoboTools': 9,109 annotations on 1,570 images.
 PUBLISHED = {
-    "RoboTools": ("VoxDet-SoIR", 5.8, 1.1),
-    "INSTRE-XS": ("INSTRE-XS", 1, 6.6),
-    "INSTRE-XXS": ("INSTRE-XXS", 1, 2.2),
-    "INSTRE-S1": ("INSTRE (S1)", 1, 21.0),
+    "RoboTools": {"name": "VoxDet-SoIR", "objects_per_image_mean": 5.8, "object_size_mean": 1.1},
+    "INSTRE-S1": {"name": "INSTRE (S1)", "objects_per_image_mean": 1, "object_size_mean": 21.0},
+    "INSTRE-XS": {
+        "name": "INSTRE-XS",
+        "objects_per_image_mean": 1,
+        "object_size_mean": 6.6,
+        "queries": 2428,
+        "gallery_images": 2065,
+    },
+    "INSTRE-XXS": {
+        "name": "INSTRE-XXS",
+        "objects_per_image_mean": 1,
+        "object_size_mean": 2.2,
+        "queries": 106,
+        "gallery_images": 120,
+    },
 }
 
 # No image or mask may claim more pixels than Pillow itself would open (its guard against decompression bombs).
@@ -68,28 +81,32 @@ class SoirError(Exception):
 # ------------------------------------------------------------------------------------------------- entries (the schema)
 
 
-def query_entry(bbox, mask, ins, set_name, split):
+def query_entry(bbox, mask, ins, set_name, split=None, obj_name=None):
     """The entry of a query: one photograph of one object.
 
     bbox      (x1, y1, x2, y2) in pixels, half-open: x2 = x1 + width
-    mask      COCO RLE {"size": [height, width], "counts": str}
+    mask      COCO RLE {"size": [height, width], "counts": str}; None where the source has no masks
     ins       int, the instance; it counts within its set only, since the ids of OWID and RoboTools collide
-    set_name  "OWID" or "RoboTools"
-    split     "train", "val" or "test"
+    set_name  one of SETS
+    split     "train", "val" or "test"; left out if None
+    obj_name  the object's name in the source; left out if None
     """
-    return {"bbox": bbox, "mask": mask, "is_query": True, "ins": ins, "set": set_name, "split": split}
+    entry = {"bbox": bbox, "mask": mask, "is_query": True, "ins": ins, "set": set_name}
+    return _with_optional(entry, split=split, obj_name=obj_name)
 
 
-def gallery_entry(bboxes, masks, instances, set_name, split, num_ins=None):
+def gallery_entry(bboxes, masks, instances, set_name, split=None, num_ins=None, obj_name=None):
     """The entry of a gallery image: lists with one item an object, fields as in `query_entry`.
 
     masks     one RLE an object, or [] where the source has no masks
     num_ins   list of int, the number of labelled objects in the scene as the source has it; left out if None
     """
     entry = {"bbox": bboxes, "mask": masks, "is_query": False, "ins": instances, "set": set_name}
-    if num_ins is not None:
-        entry["num_ins"] = num_ins
-    entry["split"] = split
+    return _with_optional(entry, num_ins=num_ins, split=split, obj_name=obj_name)
+
+
+def _with_optional(entry, **fields):
+    entry.update((name, value) for name, value in fields.items() if value is not None)
     return entry
 
 
@@ -535,6 +552,21 @@ def exit_status():
     except BrokenPipeError:  # the reader of our output, `head` perhaps, has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
+
+
+def add_common_options(parser):
+    """The options of every script that makes an annotation file."""
+    add = parser.add_argument
+    add("--workers", type=positive, default=os.cpu_count() or 1, metavar="N", help="processes (default: all cores)")
+    add("--relative-paths", action="store_true", help="image paths start at the root, so that the file can move")
+    add("--strict", action="store_true", help="exit with 1 if anything was skipped")
+
+
+def positive(text):
+    """A type for argparse: a count from 1 up."""
+    if not re.fullmatch("[0-9]{1,6}", text) or int(text) == 0:
+        raise ArgumentTypeError(f"expected a number from 1 up, found {text}")
+    return int(text)
 
 
 def print_skipped(skipped):

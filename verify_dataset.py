@@ -497,14 +497,13 @@ def print_statistics(figures):
     for name, values in figures.items():
         columns.append((name, {figure: values[figure] for _, figure, _ in ROWS}))
         if name in PUBLISHED:
-            title, objects, size = PUBLISHED[name]
-            columns.append((f"{title} (published)", {"objects_per_image_mean": objects, "object_size_mean": size}))
+            columns.append((f"{PUBLISHED[name]['name']} (published)", PUBLISHED[name]))
     widths = [max(len(title), 12) + 2 for title, _ in columns]
     print(f"{'':<40}" + "".join(f"{title:>{width}}" for (title, _), width in zip(columns, widths)))
     for label, figure, style in ROWS:
         cells = [values.get(figure, "") for _, values in columns]
         cells = ["-" if cell is None else cell if cell == "" else format(cell, style) for cell in cells]
-        print(f"{label:<40}" + "".join(f"{cell:>{width}}" for cell, width in zip(cells, widths)))
+        print((f"{label:<40}" + "".join(f"{cell:>{width}}" for cell, width in zip(cells, widths))).rstrip())
     for name, values in figures.items():
         if values["splits"]:
             print(f"splits of {name}: " + ", ".join(f"{split} {count:,}" for split, count in values["splits"].items()))
@@ -544,11 +543,7 @@ def make_report(ann_file, passed, findings, figures):
             for check, path, detail in findings.issues
         ],
         "statistics": figures,
-        "published": {
-            name: {"name": title, "objects_per_image_mean": objects, "object_size_mean": size}
-            for name, (title, objects, size) in PUBLISHED.items()
-            if name in figures
-        },
+        "published": {name: PUBLISHED[name] for name in figures if name in PUBLISHED},
     }
 
 

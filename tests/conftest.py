@@ -60,6 +60,13 @@ def voxdet(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def instre(tmp_path_factory):
+    """(root, truth) of the sample's INSTRE tree; not to be changed."""
+    root = tmp_path_factory.mktemp("sample") / "INSTRE"
+    return root, make_sample.make_instre(str(root))
+
+
+@pytest.fixture(scope="session")
 def sample_file(voxdet, tmp_path_factory):
     """The annotation file made from the sample, with paths relative to its root."""
     path = tmp_path_factory.mktemp("annotations") / "anns.pt"

@@ -256,15 +256,78 @@ def make_robotools(folder, frames, scenes, scene_images):
     return truth
 
 
+# -------------------------------------------------------------------------------------------------------------- INSTRE
+
+
+def make_instre(root, images=8):
+    """Write <root>/INSTRE-S1, -S2 and -M, with all that goes wrong in copies of INSTRE. Returns what they show:
+    path below the root -> list of (name of the object, clipped box [x, y, width, height]), for images that can be used.
+    """
+    rng = random.Random("instre")
+    size = 500, 375
+    truth = {}
+
+    def add(part, folder, number, objects, ending=".jpg", separator=" ", newline="\n"):
+        """An image of some (object, size in pixels), and its box file."""
+        placed = scatter([name for name, _ in objects], size, 10, rng)
+        placed = [
+            (name, across, min(x, size[0] - across), min(y, size[1] - across))
+            for (name, across), (_, _, x, y) in zip(objects, placed)
+        ]
+        image, masks = draw_scene(size, rng, placed)
+        save(image, root, f"INSTRE-{part}", folder, f"{number:03d}{ending}", quality=90, format="JPEG")
+        boxes = [box_of(mask) for mask in masks]
+        text = newline.join(separator.join(map(str, box)) for box in boxes) + newline
+        write(text, root, f"INSTRE-{part}", folder, f"{number:03d}.txt")
+        truth[f"INSTRE-{part}/{folder}/{number:03d}{ending}"] = [(name, box) for (name, _), box in zip(objects, boxes)]
+
+    names = {"S1": ["01a_canada_book", "01b_tea_box", "02a_red_car", "02b_mug"], "S2": ["01_tower", "02_logo"]}
+    for part, folders in names.items():
+        for folder in folders:
+            for number in range(1, images + 1):
+                across = (70, 90, 130, 150, 170, 210, 260, 340)[number % 8]  # from 2 % of the image to 60 %
+                add(part, folder, number, [(f"{part} {folder}", across)])
+    for number in (1, 2):
+        for image in (1, 2, 3):
+            pair = [(f"S1 {folder}", 80 + 20 * image) for folder in names["S1"] if folder.startswith(f"{number:02d}")]
+            add("M", f"{number:02d}", image, pair)
+
+    # What happens in copies: other endings, separators and line ends, an object seen twice, ...
+    folder = "01a_canada_book"
+    name = f"S1 {folder}"
+    add("S1", folder, 20, [(name, 90)], ending=".JPG")
+    add("S1", folder, 21, [(name, 80)], separator=",")
+    add("S1", folder, 22, [(name, 85)], separator="\t", newline="\r\n")
+    add("S1", folder, 23, [(name, 60), (name, 90)])
+    # ... a box that reaches out of its image, a photograph that broke off behind its header, ...
+    add("S1", folder, 24, [(name, 95)])
+    write("-30 10 90 80\n", root, "INSTRE-S1", folder, "024.txt")
+    truth[f"INSTRE-S1/{folder}/024.jpg"] = [(name, [0, 10, 60, 80])]
+    add("S1", folder, 25, [(name, 75)])
+    with open(os.path.join(root, "INSTRE-S1", folder, "025.jpg"), "r+b") as file:
+        file.truncate(4000)
+    # ... and what cannot be used.
+    for number, text in ((30, ""), (31, "1 2 3\n"), (32, "10 10 0 20\n"), (33, "900 10 20 20\n"), (34, "a b c d\n")):
+        save(draw_table(size, rng), root, "INSTRE-S1", folder, f"{number:03d}.jpg")
+        write(text, root, "INSTRE-S1", folder, f"{number:03d}.txt")
+    save(draw_table(size, rng), root, "INSTRE-S1", folder, "035.jpg")  # no .txt
+    write("1 2 3 4\n", root, "INSTRE-S1", folder, "036.txt")  # no image
+    write("no image at all", root, "INSTRE-S1", folder, "037.jpg")
+    write("1 2 3 4\n", root, "INSTRE-S1", folder, "037.txt")
+    write("resource fork", root, "INSTRE-S1", folder, "._001.jpg")  # macOS leaves these
+    return truth
+
+
 # -------------------------------------------------------------------------------------------------------------- script
 
 
 def main():
-    parser = argparse.ArgumentParser(description="Make a small VoxDet tree, in the layout of the real download.")
-    parser.add_argument("folder", help="where to write; VoxDet/ appears in it")
+    parser = argparse.ArgumentParser(description="Make small VoxDet and INSTRE trees, as downloads have them.")
+    parser.add_argument("folder", help="where to write; VoxDet/ and INSTRE/ appear in it")
     folder = parser.parse_args().folder
-    truth = make_voxdet(os.path.join(folder, "VoxDet"))
-    print(f"wrote {os.path.join(folder, 'VoxDet')}: {len(truth)} queries and gallery images")
+    for name, make in (("VoxDet", make_voxdet), ("INSTRE", make_instre)):
+        truth = make(os.path.join(folder, name))
+        print(f"wrote {os.path.join(folder, name)}: {len(truth):,} images that can be used")
 
 
 if __name__ == "__main__":
