@@ -205,7 +205,7 @@ def assign_roles(photographs, seed, query_fraction):
 
 
 def roles_from_lists(photographs, query_list, gallery_list, skipped):
-    """(photographs that are in either list, names of the queries): whoever has the lists of a paper needs no rule."""
+    """Roles from the lists of a paper: (photographs that are in either, names of the queries). SoirError."""
     queries, gallery = read_list(query_list), read_list(gallery_list)
     both = sorted(queries & gallery)
     if both:
@@ -225,7 +225,7 @@ def roles_from_lists(photographs, query_list, gallery_list, skipped):
 
 
 def read_list(path):
-    """(photographs that are in either list, names of the queries): whoever has the lists of a paper needs no rule"""
+    """The lines of a text file: a set of paths like INSTRE-S1/01a_canada_book/013.jpg. SoirError."""
     try:
         with open_regular(path) as file:
             lines = file.read().decode("utf-8-sig").splitlines()
