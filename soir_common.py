@@ -380,7 +380,8 @@ def decode_counts(strings):
     values = np.add.reduceat((code & 31).astype(np.int64) << (5 * np.minimum(shifts, 7)), first)
     values -= (code[last] >> 4 & 1).astype(np.int64) << (5 * np.minimum(digits, 7))
 
-    owner = np.searchsorted(stops, last, side="right")  # the mask that each number belongs to
+    before = np.cumsum(is_last)[stops - 1] * (stops > 0)  # numbers up to the end of each string
+    owner = np.repeat(np.arange(len(strings)), np.diff(before, prepend=0))  # the mask that each number belongs to
     malformed = np.zeros(len(strings), dtype=bool)
     malformed[owner[(digits > 7) | (code[last] > 31)]] = True  # over 35 bits, or cut short
     malformed[np.searchsorted(stops, np.flatnonzero(code > 63), side="right")] = True

@@ -9,6 +9,7 @@ Exit status: 0 fine, 1 the file has errors (with --strict: or warnings), 2 it co
 """
 
 import argparse
+import gc
 import io
 import json
 import os
@@ -73,8 +74,8 @@ CHECKS = {
     "set-one-sided": ("warning", "the set has queries only, or gallery images only"),
 }
 
-# Masks that are decoded at a time: enough for NumPy to be fast, few enough to stay in the cache (4 MB of characters).
-CHUNK = 4096
+# Masks that are decoded at a time: enough for NumPy to be fast, few enough to stay in the cache.
+CHUNK = 256
 
 # How far, in pixels, a box may reach out of its image: rounding.
 TOLERANCE = 1
@@ -696,6 +697,7 @@ def main():
     if not annotations:
         raise SoirError(f"{args.ann_file} holds no entries, so there is nothing to check")
 
+    gc.freeze()  # the entries are here to stay: without this, the collector looks at all of them time and again
     findings = Findings()
     entries = check_entries(annotations, findings)
     sizes = check_masks(entries, args.sample_masks, findings)
