@@ -12,7 +12,6 @@ Exit status: 0 fine, 1 something was skipped and --strict was given, 2 the run c
 import argparse
 import array
 import functools
-import json
 import os
 import posixpath
 import re
@@ -36,12 +35,12 @@ from soir_common import (
     image_names,
     map_ordered,
     natural_key,
-    open_regular,
     photograph_size,
     positive,
     print_skipped,
     query_entry,
     read_image,
+    read_json,
     rle_from_runs,
     save_annotations,
 )
@@ -248,13 +247,7 @@ def read_coco(path):
                 return str(error)
         return {name: value for name, value in record.items() if name in COCO_KEYS}
 
-    try:
-        with open_regular(path) as file:
-            coco = json.loads(file.read().decode("utf-8-sig"), object_hook=shrink)
-    except OSError as error:
-        raise SoirError(f"cannot read {path}: {error.strerror or error}") from error
-    except (ValueError, RecursionError) as error:
-        raise SoirError(f"{path} is no JSON, or a broken download ({error}): get the file again") from error
+    coco = read_json(path, object_hook=shrink)
     if not isinstance(coco, dict) or not all(isinstance(coco.get(name), list) for name in ("images", "annotations")):
         raise SoirError(f'{path} is no COCO file: expected an object with the lists "images" and "annotations"')
     return {name: [r if isinstance(r, dict) else {} for r in coco[name]] for name in ("images", "annotations")}

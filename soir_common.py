@@ -8,6 +8,7 @@ only makers of entries, so they are where the schema is written down.
 
 import gc
 import io
+import json
 import os
 import pickle
 import re
@@ -186,7 +187,15 @@ def save_annotations(annotations, path):
 
 
 def load_annotations(path):
-    """Load an annotation file: a dict, image path -> entry, of plain Python values. Nothing that is in it is run.
+    """Load an annotation file: a dict, image path -> entry. Raises SoirError if it is none; see `load_plain`."""
+    annotations = load_plain(path)
+    if type(annotations) is not dict:
+        raise SoirError(f"{path} holds a {type(annotations).__name__}: expected a dict, image path -> entry")
+    return annotations
+
+
+def load_plain(path):
+    """Load plain Python values from a file that torch saved. Nothing that is in the file is run.
 
     Unlike `torch.load`, it also takes what older files hold, NumPy numbers and arrays and defaultdicts, and turns it
     into plain values; and it is several times faster. Raises SoirError for whatever else is in the file.
@@ -197,19 +206,27 @@ def load_annotations(path):
         _check_opcodes(data)
         gc.disable()  # millions of new containers would set it off again and again, three times the time
         try:
-            annotations = _PlainUnpickler(io.BytesIO(data)).load()
+            return _PlainUnpickler(io.BytesIO(data)).load()
         finally:
             gc.enable()
     except FileNotFoundError:
-        raise SoirError(f"{path} is missing: name the annotation file that create_dataset.py wrote") from None
+        raise SoirError(f"{path} is missing; create_dataset.py makes annotation files") from None
     except OSError as error:
         raise SoirError(f"cannot read {path}: {error.strerror or error}") from error
     except Exception as error:  # a broken archive or pickle can raise anything
         reason = str(error) or type(error).__name__
         raise SoirError(f"{path} was not loaded, for it is no torch file of plain values: {reason}") from error
-    if type(annotations) is not dict:
-        raise SoirError(f"{path} holds a {type(annotations).__name__}: expected a dict, image path -> entry")
-    return annotations
+
+
+def read_json(path, object_hook=None):
+    """Read a JSON file, in UTF-8. Raises SoirError if it is none."""
+    try:
+        with open_regular(path) as file:
+            return json.loads(file.read().decode("utf-8-sig"), object_hook=object_hook)
+    except OSError as error:
+        raise SoirError(f"cannot read {path}: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:
+        raise SoirError(f"{path} is no JSON, or a broken download ({error}): get the file again") from error
 
 
 def _read_pickle(archive):
@@ -570,14 +587,14 @@ def positive(text):
     return int(text)
 
 
-def print_skipped(skipped):
+def print_skipped(skipped, title="skipped"):
     """Print what was skipped: a line a reason, with the count and the first three places.
 
     skipped  dict, reason -> list of places
     """
     if not skipped:
         return
-    print("\nskipped:")
+    print(f"\n{title}:")
     width = max(len(f"{len(places):,}") for places in skipped.values())
     for reason, places in sorted(skipped.items()):
         more = ", ..." if len(places) > 3 else ""

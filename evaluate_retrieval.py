@@ -1,0 +1,499 @@
+"""Score a retrieval run on an annotation file: mAP, Recall@K, Precision@K, ranking quality, localization.
+
+In   an annotation file, and either the rankings of a run or features of its images
+Out  a table; with --report also as JSON, with --per-query as CSV, with --worst and --preview a picture
+
+    python evaluate_retrieval.py --ann-file anns.pt --rankings results.json
+    python evaluate_retrieval.py --ann-file anns.pt --features features.pt --set RoboTools
+
+The protocol. A gallery image is relevant to a query when it shows the query's instance and is of the same set; it
+counts once, however many boxes it has. A query without relevant images is left out, and counted. A relevant image that
+a ranking does not list counts as not retrieved. Equal scores are ordered as the annotation file orders the gallery.
+
+    AP           mean over the relevant images of the precision at their ranks, 0 for those not retrieved (as trec_eval)
+    AP@K         the same over the first K ranks, divided by min(K, number of relevant images)
+    hit@K        1 if a relevant image is among the first K: what the paper calls Recall@K
+    recall@K     share of the relevant images that are among the first K
+    precision@K  share of the first K ranks that are relevant images
+    nDCG@K       discounted cumulative gain of binary relevance, 1 / log2(rank + 1), divided by the best possible
+    RR           1 / rank of the first relevant image; its mean is MRR
+    IoU          of the box of the first relevant image, where rankings carry boxes, with the instance's best box there
+
+Exit status: 0 fine, 1 the run has faults (an unknown path, a query without a ranking, ...), 2 it could not be scored.
+"""
+
+import argparse
+import csv
+import io
+import json
+import math
+import sys
+from collections import Counter, defaultdict
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from soir_common import (
+    SETS,
+    SoirError,
+    check_output,
+    difficulty,
+    exit_status,
+    load_annotations,
+    load_plain,
+    open_regular,
+    positive,
+    print_skipped,
+    read_image,
+    read_json,
+    write_whole,
+)
+from verify_dataset import MARGIN, TILE_HEIGHT, TILE_WIDTH, Findings, check_entries, fit, font, full_path
+
+RANKS = (1, 5, 10, 50, 100)
+SIZES = (("below 0.5 %", 0.5), ("0.5 to 1 %", 1), ("1 to 2 %", 2), ("above 2 %", math.inf))
+BOOTSTRAP = 1000  # resamples of the instances: the ends of the interval vary by some 2 % of its width
+
+# Similarities that are held at a time: 64 MB.
+BLOCK = 16_000_000
+
+
+# ------------------------------------------------------------------------------------------------------------- metrics
+
+
+def score_ranks(ranks, relevant):
+    """The metrics of a query.
+
+    ranks     ranks of the relevant images that were retrieved, from 1, in ascending order
+    relevant  number of relevant images, at least 1
+    """
+    ranks = np.asarray(ranks, dtype=np.int64)
+    precisions = np.arange(1, ranks.size + 1) / ranks
+    gains = 1 / np.log2(ranks + 1)
+    result = {"AP": precisions.sum() / relevant, "RR": 1 / ranks[0] if ranks.size else 0.0}
+    for k in RANKS:
+        first = int(np.searchsorted(ranks, k, side="right"))
+        best = min(k, relevant)
+        result[f"AP@{k}"] = precisions[:first].sum() / best
+        result[f"hit@{k}"] = float(first > 0)
+        result[f"recall@{k}"] = first / relevant
+        result[f"precision@{k}"] = first / k
+        result[f"nDCG@{k}"] = gains[:first].sum() / (1 / np.log2(np.arange(2, best + 2))).sum()
+    return {name: float(value) for name, value in result.items()}
+
+
+def box_iou(a, b):
+    """Intersection over union of two (x1, y1, x2, y2) boxes."""
+    width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
+    if width <= 0 or height <= 0:
+        return 0.0
+    areas = [(x2 - x1) * (y2 - y1) for x1, y1, x2, y2 in (a, b)]
+    return width * height / (sum(areas) - width * height)
+
+
+def bootstrap_interval(values, groups):
+    """95 % interval of the mean of values, resampling the groups: queries of one instance are not independent."""
+    _, index = np.unique(groups, return_inverse=True)
+    sums, counts = np.bincount(index, weights=values), np.bincount(index)
+    random = np.random.RandomState(0)
+    means = []
+    for _ in range(BOOTSTRAP):
+        chosen = random.randint(0, sums.size, sums.size)
+        means.append(sums[chosen].sum() / counts[chosen].sum())
+    return [float(value) for value in np.percentile(means, (2.5, 97.5))]
+
+
+# --------------------------------------------------------------------------------------------------------------- input
+
+
+def read_rankings(path, queries, gallery, others, faults):
+    """Yield (query path, positions in `gallery`, best first, boxes or None) for every query.
+
+    queries, gallery  lists of paths
+    others            paths of the sets that --set leaves out; they are taken out of the rankings
+    faults            dict, reason -> list of places
+    """
+    rankings = load_plain(path) if path.endswith((".pt", ".pth")) else read_json(path)
+    if isinstance(rankings, dict) and isinstance(rankings.get("knns"), dict):
+        rankings = rankings["knns"]
+    if not isinstance(rankings, dict):
+        raise SoirError(f"{path} holds no rankings: expected a dict, query path -> list of gallery paths")
+    position = {name: index for index, name in enumerate(gallery)}
+    for name in rankings.keys() - set(queries) - others:
+        faults["ranking of a path that is no query here"].append(str(name))
+    for query in queries:
+        ranking = rankings.get(query)
+        if isinstance(ranking, dict):
+            ranking = ranking.get("knns")
+        if not isinstance(ranking, (list, tuple)):
+            faults["query without a ranking, scored 0"].append(query)
+            ranking = []
+        ranking = [item for item in ranking if not others or ranked_path(item) not in others]
+        yield (query, *read_ranking(query, ranking, position, faults))
+
+
+def read_ranking(query, ranking, position, faults):
+    """Positions of the ranked gallery images, and their boxes or None. An unknown path keeps its rank, as -1."""
+    found, seen = [], set()
+    for item in ranking:
+        path = ranked_path(item)
+        score, box = (*item[1:], None, None)[:2] if isinstance(item, (list, tuple)) else (None, None)
+        index = position.get(path, -1)
+        if index < 0:
+            faults["ranked path that is no gallery image here, counted as wrong"].append(f"{query}: {path}"[:200])
+        elif index in seen:
+            faults["path ranked twice for a query, second one ignored"].append(f"{query}: {path}"[:200])
+            continue
+        if score is not None and not (type(score) in (int, float) and math.isfinite(score)):
+            faults["score that is no finite number, image counted as not retrieved"].append(f"{query}: {path}"[:200])
+            continue
+        if box is not None and not is_box(box):
+            faults["box that is not (x1, y1, x2, y2), ignored"].append(f"{query}: {path}"[:200])
+            box = None
+        seen.add(index)
+        found.append((score, index, box))
+    start = 0
+    for stop in range(1, len(found) + 1):  # a stretch of equal scores is put in gallery order
+        if stop == len(found) or found[stop][0] is None or found[stop][0] != found[start][0]:
+            found[start:stop] = sorted(found[start:stop], key=lambda item: item[1])
+            start = stop
+    boxes = [box for _, _, box in found]
+    indices = np.array([index for _, index, _ in found], dtype=np.int64)
+    return indices, boxes if any(box is not None for box in boxes) else None
+
+
+def ranked_path(item):
+    """The path of an item of a ranking: path, [path, score] or [path, score, box]; None if it has none."""
+    path = item[0] if isinstance(item, (list, tuple)) and item else item
+    return path if isinstance(path, str) else None
+
+
+def is_box(box):
+    return (
+        isinstance(box, (list, tuple))
+        and len(box) == 4
+        and all(type(value) in (int, float) and math.isfinite(value) for value in box)
+        and box[2] > box[0]
+        and box[3] > box[1]
+    )
+
+
+def read_features(path):
+    """Features of images: (list of paths, matrix [paths, dimension], float32). Raises SoirError.
+
+    The file is .pt (as torch.save wrote it) or .npz, and holds path -> vector, or {"paths": [...], "features": matrix}.
+    """
+    try:
+        if path.endswith(".npz"):
+            with open_regular(path) as file, np.load(file, allow_pickle=False) as archive:
+                content = {name: archive[name] for name in archive.files}
+        else:
+            import torch  # here, not above: it takes over a second, and only features need it
+
+            with open_regular(path) as file:
+                content = torch.load(file, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise SoirError(f"cannot read {path}: {error.strerror or error}") from error
+    except Exception as error:  # a broken archive or pickle can raise anything
+        raise SoirError(
+            f"{path} was not loaded, for it holds no features: {str(error).splitlines()[0][:200]}"
+        ) from error
+    if not isinstance(content, dict) or not content:
+        raise SoirError(f"{path} holds no features: expected a dict, path -> vector, or paths and features")
+    if set(content) == {"paths", "features"}:
+        paths, vectors = [str(name) for name in content["paths"]], list(content["features"])
+        if len(paths) != len(vectors):
+            raise SoirError(f"{path} has {len(paths):,} paths and {len(vectors):,} features: expected one a path")
+        return paths, vectors
+    return list(content), list(content.values())
+
+
+def rank_features(path, annotations, queries, gallery, faults):
+    """As `read_rankings`, by cosine similarity, against the gallery of the query's own set."""
+    vectors = {}
+    for name, vector in zip(*read_features(path)):
+        try:
+            vectors[name] = np.asarray(vector, dtype=np.float32).ravel()
+        except (TypeError, ValueError):
+            faults["feature that is no vector, image counted as not retrieved"].append(str(name))
+    lengths = Counter(vectors[name].size for name in queries + gallery if name in vectors)
+    length = lengths.most_common(1)[0][0] if lengths else 0
+    usable = set()
+    for name in queries + gallery:
+        vector = vectors.get(name)
+        kind = "query" if annotations[name]["is_query"] else "gallery image"
+        if vector is None:
+            faults[f"{kind} without a feature"].append(name)
+        elif vector.size != length:
+            faults[f"{kind} whose feature is not of length {length}, like most"].append(name)
+        elif not np.isfinite(vector).all() or not vector.any():
+            faults[f"{kind} whose feature is not finite, or zero"].append(name)
+        else:
+            usable.add(name)
+    for set_name in SETS:
+        candidates = [i for i, p in enumerate(gallery) if annotations[p]["set"] == set_name and p in usable]
+        asking = [name for name in queries if annotations[name]["set"] == set_name]
+        matrix = unit_rows([vectors[gallery[i]] for i in candidates], length)
+        candidates = np.array(candidates, dtype=np.int64)
+        step = max(1, BLOCK // max(1, len(candidates)))
+        for start in range(0, len(asking), step):
+            block = asking[start : start + step]
+            similarity = unit_rows([vectors[n] if n in usable else np.zeros(length) for n in block], length) @ matrix.T
+            for name, row in zip(block, similarity):
+                order = np.argsort(-row, kind="stable") if name in usable else []
+                yield name, candidates[order], None
+
+
+def unit_rows(vectors, length):
+    matrix = np.array(vectors, dtype=np.float32).reshape(-1, length)
+    return matrix / np.maximum(np.linalg.norm(matrix, axis=1, keepdims=True), 1e-30)
+
+
+# ----------------------------------------------------------------------------------------------------------- evaluation
+
+
+def evaluate(annotations, queries, gallery, results, faults):
+    """Score every query. Returns a list of dict, a query each: path, set, instance, split, relevant, metrics, top.
+
+    results  (query path, positions in gallery, boxes or None) of every query
+    """
+    shows = defaultdict(list)  # (set, instance) -> positions of the gallery images that show it
+    for index, path in enumerate(gallery):
+        for instance in set(annotations[path]["ins"]):
+            shows[annotations[path]["set"], instance].append(index)
+    scores = []
+    for path, ranking, boxes in results:
+        entry = annotations[path]
+        instance = entry["set"], entry["ins"]
+        relevant = shows.get(instance)
+        if not relevant:
+            faults["query without relevant gallery images, left out"].append(path)
+            continue
+        hits = np.flatnonzero(np.isin(ranking, relevant))
+        row = {"path": path, "set": entry["set"], "split": entry.get("split"), "instance": entry["ins"]}
+        row.update(relevant=len(relevant), first_rank=int(hits[0]) + 1 if hits.size else None)
+        row.update(score_ranks(hits + 1, len(relevant)))
+        if boxes is not None:
+            ious = [best_iou(annotations[gallery[ranking[hit]]], entry["ins"], boxes[hit]) for hit in hits]
+            row["IoU"] = ious[0] if ious else 0.0
+            for k in RANKS:
+                row[f"IoU>=0.5@{k}"] = float(any(i >= 0.5 for i, hit in zip(ious, hits) if hit < k))
+        row["top"] = [int(index) for index in ranking[:5]]
+        scores.append(row)
+    return scores
+
+
+def best_iou(entry, instance, box):
+    if box is None:
+        return 0.0
+    return max(box_iou(box, other) for other, number in zip(entry["bbox"], entry["ins"]) if number == instance)
+
+
+def object_sizes(annotations, gallery, base_path):
+    """Mean share, in % of the image, that an instance's boxes cover in the gallery: (set, instance) -> share."""
+    shares = defaultdict(list)
+    for path in gallery:
+        entry = annotations[path]
+        if entry["mask"]:
+            height, width = entry["mask"][0]["size"]
+        else:
+            full = full_path(path, base_path)
+            try:
+                width, height = read_image(full, load=False).size if full else (0, 0)
+            except OSError:
+                continue
+        for (x1, y1, x2, y2), instance in zip(entry["bbox"], entry["ins"]):
+            if width and height:
+                shares[entry["set"], instance].append(100 * (x2 - x1) * (y2 - y1) / (width * height))
+    return {instance: float(np.mean(values)) for instance, values in shares.items()}
+
+
+def add_groups(scores, annotations, gallery, base_path):
+    """Add to each score its difficulty and the size of its object, as classes."""
+    occurrences = Counter((annotations[path]["set"], i) for path in gallery for i in annotations[path]["ins"])
+    sizes = object_sizes(annotations, gallery, base_path)
+    for row in scores:
+        instance = row["set"], row["instance"]
+        row["difficulty"] = difficulty(occurrences[instance])
+        size = sizes.get(instance)
+        row["size"] = "unknown" if size is None else next(name for name, limit in SIZES if size < limit)
+
+
+def summarize(scores):
+    """Means over all queries and over each group: list of (group, {"queries", "mAP", "mAP_interval", ...})."""
+    groups = [("all", scores)]
+    for field, values in (
+        ("set", SETS),
+        ("split", ("train", "val", "test")),
+        ("difficulty", ("easy", "medium", "hard")),
+        ("size", [name for name, _ in SIZES] + ["unknown"]),
+    ):
+        for value in values:
+            members = [row for row in scores if row[field] == value]
+            if members:
+                groups.append((f"{field}: {value}", members))
+    return [(name, summarize_group(members)) for name, members in groups]
+
+
+def summarize_group(members):
+    instances = [f"{row['set']} {row['instance']}" for row in members]
+    average = [row["AP"] for row in members]
+    first_ranks = [math.inf if row["first_rank"] is None else row["first_rank"] for row in members]
+    median = float(np.median(first_ranks))
+    result = {
+        "queries": len(members),
+        "mAP": float(np.mean(average)),
+        "mAP_interval": bootstrap_interval(average, instances),
+        "MRR": float(np.mean([row["RR"] for row in members])),
+        "median_first_rank": median if math.isfinite(median) else None,  # None: half of the queries found nothing
+    }
+    names = [f"{name}@{k}" for name in ("AP", "hit", "recall", "precision", "nDCG") for k in RANKS]
+    for name in names:
+        result["m" * name.startswith("AP") + name] = float(np.mean([row[name] for row in members]))
+    localized = [row for row in members if "IoU" in row]
+    if localized:
+        result["queries_with_boxes"] = len(localized)
+        for name in ["IoU", *(f"IoU>=0.5@{k}" for k in RANKS)]:
+            result[name] = float(np.mean([row[name] for row in localized]))
+    return result
+
+
+# -------------------------------------------------------------------------------------------------------------- output
+
+
+def print_summary(groups):
+    print(f"{'':<22}{'queries':>9}{'mAP':>8}{'95 % interval':>17}{'MRR':>8}{'first rank':>12}")
+    for name, values in groups:
+        low, high = values["mAP_interval"]
+        rank = values["median_first_rank"]
+        rank = "none" if rank is None else f"{rank:,.1f}"
+        print(
+            f"{name:<22}{values['queries']:>9,}{values['mAP']:>8.4f}"
+            f"{f'{low:.4f} - {high:.4f}':>17}{values['MRR']:>8.4f}{rank:>12}"
+        )
+    _, overall = groups[0]
+    print(f"\n{'all queries, at K =':<22}" + "".join(f"{k:>9}" for k in RANKS))
+    for name in ("mAP", "hit", "recall", "precision", "nDCG", "IoU>=0.5"):
+        if f"{name}@1" in overall:
+            print(f"{name:<22}" + "".join(f"{overall[f'{name}@{k}']:>9.4f}" for k in RANKS))
+    if "IoU" in overall:
+        print(f"IoU of the first hit: {overall['IoU']:.4f}")
+
+
+def make_csv(scores):
+    """The scores, a query a line."""
+    columns = [name for name in max(scores, key=len) if name != "top"]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(scores)
+    return text.getvalue().encode("utf-8", "backslashreplace")
+
+
+def draw_worst(scores, count, annotations, gallery, base_path):
+    """A row for each of the queries of lowest AP: the query, then its first five, right in green, wrong in red."""
+    worst = sorted(scores, key=lambda row: (row["AP"], row["path"]))[:count]
+    line = TILE_HEIGHT + 3 * MARGIN + 30
+    picture = Image.new("RGB", (6 * (TILE_WIDTH + MARGIN) + MARGIN, len(worst) * line), (32, 32, 32))
+    draw = ImageDraw.Draw(picture)
+    for number, row in enumerate(worst):
+        title = f"{row['set']}, instance {row['instance']}, AP {row['AP']:.3f}: {row['path'][-60:]}"
+        draw.text((MARGIN, number * line + MARGIN), title, fill=(255, 255, 255), font=font(16))
+        paths = [row["path"]] + [gallery[index] if index >= 0 else None for index in row["top"]]
+        for column, path in enumerate(paths):
+            entry = annotations.get(path)
+            right = (
+                bool(column) and entry is not None and entry["set"] == row["set"] and row["instance"] in entry["ins"]
+            )
+            colour = ((64, 255, 64) if right else (255, 64, 64)) if column else (0, 255, 255)
+            boxes = []
+            if entry is not None:
+                pairs = zip(entry["bbox"], entry["ins"]) if column else [(entry["bbox"], entry["ins"])]
+                boxes = [box for box, instance in pairs if instance == row["instance"] and (right or not column)]
+            x = MARGIN + column * (TILE_WIDTH + MARGIN)
+            picture.paste(tile(path, base_path, boxes, colour), (x, number * line + 32))
+            corner = (x - 3, number * line + 29, x + TILE_WIDTH + 2, number * line + 34 + TILE_HEIGHT)
+            draw.rectangle(corner, outline=colour, width=3)
+            label = f"{column}: {'right' if right else 'wrong'}" if column else "query"
+            draw.text((x + 2, number * line + 36 + TILE_HEIGHT), label, fill=(200, 200, 200), font=font(11))
+    return picture
+
+
+def tile(path, base_path, boxes, colour):
+    full = full_path(path, base_path) if path else None
+    try:
+        return fit(read_image(full).convert("RGB"), boxes, colour)
+    except (OSError, TypeError):  # not there, or no path at all
+        return Image.new("RGB", (TILE_WIDTH, TILE_HEIGHT))
+
+
+# -------------------------------------------------------------------------------------------------------------- script
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(
+        description="Score a retrieval run on an annotation file.",
+        epilog="Exit status: 0 fine, 1 the run has faults, which are listed, 2 it could not be scored.",
+    )
+    add = parser.add_argument
+    add("--ann-file", default="anns.pt", metavar="FILE", help="annotation file (default: anns.pt)")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--rankings", metavar="FILE", help="JSON or .pt: query path -> gallery paths, best first")
+    source.add_argument("--features", metavar="FILE", help=".pt or .npz: path -> vector, compared by cosine")
+    add("--set", choices=SETS, help="score the queries and the gallery of this set only")
+    add("--base-path", metavar="DIR", help="folder that relative image paths start at (default: the current folder)")
+    add("--report", metavar="FILE", help="write the scores of all groups as JSON")
+    add("--per-query", metavar="FILE", help="write the scores of each query as CSV")
+    add("--worst", type=positive, default=5, metavar="K", help="queries in the preview (default: 5)")
+    add("--preview", metavar="FILE.png", help="draw the worst queries with what was retrieved")
+    return parser.parse_args()
+
+
+def main():
+    args = parse_args()
+    for output in filter(None, (args.report, args.per_query, args.preview)):
+        check_output(output)
+    annotations = load_annotations(args.ann_file)
+    findings = Findings()
+    check_entries(annotations, findings)
+    if findings.issues:
+        check, path, _ = findings.issues[0]
+        raise SoirError(f"{args.ann_file} has errors ({check}: {path}): see what verify_dataset.py says of it")
+    chosen = {path: entry for path, entry in annotations.items() if args.set in (None, entry["set"])}
+    queries = [path for path, entry in chosen.items() if entry["is_query"]]
+    gallery = [path for path, entry in chosen.items() if not entry["is_query"]]
+
+    faults = defaultdict(list)
+    if args.rankings:
+        results = read_rankings(args.rankings, queries, gallery, annotations.keys() - chosen.keys(), faults)
+    else:
+        results = rank_features(args.features, chosen, queries, gallery, faults)
+    scores = evaluate(chosen, queries, gallery, results, faults)
+    if not scores:
+        raise SoirError(f"no query of {args.ann_file} has relevant gallery images, so there is nothing to score")
+    add_groups(scores, chosen, gallery, args.base_path)
+    groups = summarize(scores)
+    print_summary(groups)
+    print_skipped(faults, "faults and omissions")
+    print()
+    outputs = [
+        (args.report, lambda: json.dumps({"groups": dict(groups), "faults": faults}, indent=1).encode()),
+        (args.per_query, lambda: make_csv(scores)),
+        (args.preview, lambda: png(draw_worst(scores, args.worst, chosen, gallery, args.base_path))),
+    ]
+    for path, make in outputs:
+        if path:
+            write_whole(path, make())
+            print(f"wrote {path}")
+    return 1 if set(faults) - {"query without relevant gallery images, left out"} else 0
+
+
+def png(image):
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+if __name__ == "__main__":
+    with exit_status():
+        sys.exit(main())

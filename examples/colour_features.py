@@ -1,0 +1,21 @@
+"""Describe each image of an annotation file by the colours and the texture of its objects."""
+
+import sys
+
+import numpy as np
+import torch
+from PIL import Image
+
+
+def describe(image, box):
+    pixels = np.asarray(image.crop([round(value) for value in box]).resize((32, 32)), dtype=np.int64)
+    colours = np.bincount(((pixels // 32) @ (64, 8, 1)).ravel(), minlength=512)
+    texture = np.histogram(np.abs(np.diff(pixels.mean(axis=2))), bins=16, range=(0, 255))[0]
+    return np.sqrt(np.concatenate([colours, texture]))
+
+
+features = {}
+for path, entry in torch.load(sys.argv[1]).items():
+    boxes, image = [entry["bbox"]] if entry["is_query"] else entry["bbox"], Image.open(path).convert("RGB")
+    features[path] = torch.tensor(np.max([describe(image, box) for box in boxes], axis=0))
+torch.save(features, sys.argv[2])
