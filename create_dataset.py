@@ -497,9 +497,9 @@ def main():
         print_skipped(skipped)
         raise SoirError(f"nothing was found under {args.voxdet_root} that can be used, so nothing was written")
 
+    size = save_annotations(annotations, args.output_file)  # before anything is printed, since `| head` ends the run
     print_summary(annotations)
     print_skipped(skipped)
-    size = save_annotations(annotations, args.output_file)
     print(f"\nwrote {args.output_file}: {size / 1e3:,.0f} kB in {time.monotonic() - start:,.1f} s")
     return 1 if args.strict and skipped else 0
 

@@ -375,11 +375,11 @@ def main():
         print_skipped(skipped)
         raise SoirError(f"nothing was found under {args.instre_root} that can be used, so nothing was written")
 
+    sizes = [save_annotations(annotations, output) for output, annotations in files]
     print_table(rows)
     print_skipped(skipped)
     print()
-    for output, annotations in files:
-        size = save_annotations(annotations, output)
+    for (output, annotations), size in zip(files, sizes):
         print(f"wrote {output}: {len(annotations):,} entries, {size / 1e3:,.0f} kB")
     return 1 if args.strict and skipped else 0
 

@@ -473,18 +473,17 @@ def main():
         raise SoirError(f"no query of {args.ann_file} has relevant gallery images, so there is nothing to score")
     add_groups(scores, chosen, gallery, args.base_path)
     groups = summarize(scores)
+    written = [path for path in (args.report, args.per_query, args.preview) if path]
+    if args.report:
+        write_whole(args.report, json.dumps({"groups": dict(groups), "faults": faults}, indent=1).encode())
+    if args.per_query:
+        write_whole(args.per_query, make_csv(scores))
+    if args.preview:
+        write_whole(args.preview, png(draw_worst(scores, args.worst, chosen, gallery, args.base_path)))
     print_summary(groups)
     print_skipped(faults, "faults and omissions")
-    print()
-    outputs = [
-        (args.report, lambda: json.dumps({"groups": dict(groups), "faults": faults}, indent=1).encode()),
-        (args.per_query, lambda: make_csv(scores)),
-        (args.preview, lambda: png(draw_worst(scores, args.worst, chosen, gallery, args.base_path))),
-    ]
-    for path, make in outputs:
-        if path:
-            write_whole(path, make())
-            print(f"wrote {path}")
+    if written:
+        print(f"\nwrote {', '.join(written)}")
     return 1 if set(faults) - {"query without relevant gallery images, left out"} else 0
 
 

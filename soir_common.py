@@ -527,12 +527,20 @@ def _map_batches(function, batches, workers):
         raise SoirError(
             "a worker process died (killed, or out of memory): run again, perhaps with fewer --workers"
         ) from None
+    except (OSError, RuntimeError) as error:  # no more processes, or no more threads
+        _kill_workers()
+        raise SoirError(f"cannot start {workers} worker processes ({error}): use fewer --workers") from error
     except BaseException:
-        for process in active_children():  # Ctrl-C must not wait for what is under way
-            process.terminate()
+        _kill_workers()  # Ctrl-C must not wait for what is under way
         raise
     finally:
         pool.shutdown()
+
+
+def _kill_workers():
+    for process in active_children():
+        process.kill()  # not terminate(): a worker that has just been forked still handles SIGTERM as we do
+        process.join()
 
 
 def _start_worker():
@@ -567,9 +575,15 @@ def exit_status():
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
+    except MemoryError:
+        print("error: out of memory", file=sys.stderr)
+        sys.exit(2)
     except BrokenPipeError:  # the reader of our output, `head` perhaps, has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
+    except OSError as error:  # an input that vanished in mid-run, say
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
 
 
 def add_common_options(parser):

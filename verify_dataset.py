@@ -555,7 +555,10 @@ QUERY_COLOUR, MASK_COLOUR, GALLERY_COLOUR = (255, 64, 64), (0, 255, 255), (64, 2
 
 
 def draw_preview(entries, base_path, count):
-    """One picture, a row an instance: a query with mask and box, then gallery images that show it, each with a zoom."""
+    """One picture, a row an instance: a query with mask and box, then gallery images that show it, each with a zoom.
+
+    None if no instance has both.
+    """
     rows = []
     for name in SETS:
         queries, gallery = defaultdict(list), defaultdict(list)
@@ -574,7 +577,7 @@ def draw_preview(entries, base_path, count):
                 row += gallery_tiles(path, entries[path], instance, base_path)
             rows.append((f"{name}, instance {instance}", row))
     if not rows:
-        raise SoirError("there is nothing to preview: no instance has both a query and a gallery image")
+        return None
     width = 5 * (TILE_WIDTH + MARGIN) + MARGIN
     line = TILE_HEIGHT + 3 * MARGIN + 30
     picture = Image.new("RGB", (width, len(rows) * line), (32, 32, 32))
@@ -710,22 +713,31 @@ def main():
         check_retrieval(entries, findings)
     figures = statistics(entries, sizes)
 
-    print_statistics(figures)
-    print_findings(findings, args.verbose)
     errors, warnings = findings.count("error"), findings.count("warning")
-    missing = sum(check == "path-missing" for check, _, _ in findings.issues)
-    if missing == len(annotations):
-        print("\nNone of the images is there: name the folder that their paths start at with --base-path.")
     passed = not errors and not (args.strict and warnings)
+    written = []
     if args.report:
         report = json.dumps(make_report(args.ann_file, passed, findings, figures), indent=1)
         write_whole(args.report, report.encode("utf-8", "backslashreplace"))
-        print(f"\nwrote {args.report}")
+        written.append(args.report)
     if args.preview:
-        png = io.BytesIO()
-        draw_preview(entries, args.base_path, args.preview_count).save(png, format="PNG")
-        write_whole(args.preview, png.getbuffer())
-        print(f"\nwrote {args.preview}")
+        faulty = {path for check, path, _ in findings.issues if CHECKS[check][0] == "error"}
+        drawable = {path: entry for path, entry in entries.items() if path not in faulty}
+        picture = draw_preview(drawable, args.base_path, args.preview_count)
+        if picture is not None:
+            png = io.BytesIO()
+            picture.save(png, format="PNG")
+            write_whole(args.preview, png.getbuffer())
+            written.append(args.preview)
+
+    print_statistics(figures)
+    print_findings(findings, args.verbose)
+    if sum(check == "path-missing" for check, _, _ in findings.issues) == len(annotations):
+        print("\nNone of the images is there: name the folder that their paths start at with --base-path.")
+    if args.preview and args.preview not in written:
+        print("\nThere is nothing to preview: no instance has both a query and a gallery image without errors.")
+    if written:
+        print(f"\nwrote {', '.join(written)}")
     verdict = "PASSED" if passed else "FAILED"
     print(f"\n{verdict}: {errors:,} errors, {warnings:,} warnings in {len(annotations):,} entries")
     return 0 if passed else 1

@@ -1,5 +1,6 @@
 """create_dataset.py: what it writes is what the tree shows, and bad input costs a line of report, no more."""
 
+import multiprocessing
 import os
 import pickle
 import shutil
@@ -649,17 +650,23 @@ def test_the_file_is_an_ordinary_torch_file(tiny):
         assert len(pickle.loads(archive.read(name))) == 9
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupt_ends_at_once_and_leaves_nothing(voxdet, tmp_path, number):
+def start_long_run(voxdet, tmp_path):
+    """Start create_dataset.py with two workers on a tree that takes it some ten seconds, and let it get to work."""
     source, root = voxdet[0] / "RoboTools", tmp_path / "VoxDet"
     shutil.copytree(str(source), str(root / "RoboTools"))
-    for copy in range(1000, 2000):  # one folder a thousand times, so that the run is long enough to be interrupted
+    for copy in range(1000, 2000):  # one folder a thousand times
         os.symlink(str(source / "test_video/obj_000001"), str(root / f"RoboTools/test_video/obj_{copy:06d}"))
     command = [sys.executable, str(ROOT / "create_dataset.py"), "--voxdet-root", str(root), "--skip-owid"]
     command += ["--output-file", str(tmp_path / "anns.pt"), "--workers", "2"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, start_new_session=True)
     time.sleep(1.5)
     assert process.poll() is None, "the run was over before it could be interrupted"
+    return process
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_ends_at_once_and_leaves_nothing(voxdet, tmp_path, number):
+    process = start_long_run(voxdet, tmp_path)
     if number == signal.SIGINT:  # Ctrl-C goes to the workers too
         os.killpg(process.pid, number)
     else:
@@ -670,6 +677,51 @@ def test_an_interrupt_ends_at_once_and_leaves_nothing(voxdet, tmp_path, number):
     assert os.listdir(str(tmp_path)) == ["VoxDet"]
     with pytest.raises(ProcessLookupError):  # no process of the group is left
         os.killpg(process.pid, 0)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_worker_that_is_killed_ends_the_run_with_a_sentence(voxdet, tmp_path, number):
+    process = start_long_run(voxdet, tmp_path)
+    children = subprocess.run(["pgrep", "-P", str(process.pid)], stdout=subprocess.PIPE).stdout.split()
+    os.kill(int(children[0]), number)
+    _, stderr = process.communicate(timeout=10)
+    assert process.returncode == 2
+    assert b"a worker process died" in stderr
+    assert b"Traceback" not in stderr
+    assert os.listdir(str(tmp_path)) == ["VoxDet"]
+
+
+def test_workers_that_cannot_be_started_end_the_run_with_a_sentence(monkeypatch):
+    """A limit on processes: the first worker starts, the second does not."""
+    import soir_common
+
+    fork, calls = os.fork, []
+
+    def limited():
+        calls.append(None)
+        if len(calls) > 1:
+            raise BlockingIOError(11, "Resource temporarily unavailable")
+        return fork()
+
+    monkeypatch.setattr(os, "fork", limited)
+    with pytest.raises(soir_common.SoirError, match="--workers"):
+        list(soir_common.map_ordered(len, [[]] * 100, 4, "title"))
+    assert not multiprocessing.active_children()
+
+
+def test_workers_go_when_the_run_is_killed(voxdet, tmp_path):
+    process = start_long_run(voxdet, tmp_path)
+    process.kill()
+    process.communicate()
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        try:
+            os.killpg(process.pid, 0)
+        except ProcessLookupError:
+            break
+        time.sleep(0.1)
+    else:
+        pytest.fail("a worker is left")
 
 
 def test_keys_that_nobody_needs_may_hold_anything(tiny):

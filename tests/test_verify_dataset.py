@@ -386,6 +386,22 @@ def test_the_preview_shows_query_gallery_and_zoom(voxdet, sample_file, tmp_path)
     assert preview.read_bytes() == first
 
 
+def test_what_is_damaged_is_left_out_of_the_preview(tiny):
+    _, annotations = tiny.create()
+    for path, entry in annotations.items():
+        if entry["is_query"] and path != REAL_QUERY:
+            entry["mask"] = {"size": [48, 64], "counts": "oO0"}
+    preview = tiny.path("preview.png")
+    assert verify(tiny, annotations, "--preview", preview)[0].returncode == 1
+    assert preview.exists()
+    preview.unlink()
+    annotations[REAL_QUERY]["mask"] = None
+    done, _ = verify(tiny, annotations, "--preview", preview)
+    assert done.returncode == 1
+    assert "nothing to preview" in done.stdout
+    assert not preview.exists()
+
+
 # --------------------------------------------------------------------------------------------------- files of strangers
 
 
