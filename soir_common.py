@@ -20,10 +20,10 @@ import threading
 import time
 import zipfile
 from argparse import ArgumentTypeError
-from collections import deque
 from contextlib import contextmanager
 from functools import partial
-from multiprocessing import active_children
+from multiprocessing import Pipe, Process, active_children
+from multiprocessing.connection import wait
 
 import numpy as np
 import pycocotools.mask as coco_mask
@@ -508,42 +508,50 @@ def _map_batch(function, batch):
 
 
 def _map_batches(function, batches, workers):
+    """Each worker has a pipe of its own: unlike the queues of ProcessPoolExecutor, which a worker that is killed while
+    it writes leaves locked for good, it ends with its worker."""
     if workers == 1:
         yield from map(function, batches)
         return
-    from concurrent.futures import ProcessPoolExecutor  # here, not above: --help need not wait for it
-    from concurrent.futures.process import BrokenProcessPool
-
-    pool = ProcessPoolExecutor(workers, initializer=_start_worker)
-    pending = deque()
+    idle, busy, done, handed, given = [], [], {}, 0, 0
     try:
-        for batch in batches:
-            pending.append(pool.submit(function, batch))
-            if len(pending) > 4 * workers:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
-    except BrokenProcessPool:
+        for _ in range(min(workers, len(batches))):
+            idle.append(_start_worker(function, workers))
+        while given < len(batches):
+            while idle and handed < min(len(batches), given + 4 * workers):
+                busy.append(idle.pop())
+                busy[-1].send((handed, batches[handed]))
+                handed += 1
+            for pipe in wait(busy):
+                index, results = pipe.recv()
+                done[index] = results
+                busy.remove(pipe)
+                idle.append(pipe)
+            while given in done:
+                yield done.pop(given)
+                given += 1
+    except (EOFError, OSError):
         raise SoirError(
             "a worker process died (killed, or out of memory): run again, perhaps with fewer --workers"
         ) from None
-    except (OSError, RuntimeError) as error:  # no more processes, or no more threads
-        _kill_workers()
-        raise SoirError(f"cannot start {workers} worker processes ({error}): use fewer --workers") from error
-    except BaseException:
-        _kill_workers()  # Ctrl-C must not wait for what is under way
-        raise
     finally:
-        pool.shutdown()
+        for process in active_children():  # they are idle, or there was a fault or Ctrl-C, which must not wait for them
+            process.kill()
+            process.join()
 
 
-def _kill_workers():
-    for process in active_children():
-        process.kill()  # not terminate(): a worker that has just been forked still handles SIGTERM as we do
-        process.join()
+def _start_worker(function, workers):
+    """Start a worker process and return our end of its pipe."""
+    ours, theirs = Pipe()
+    try:
+        Process(target=_work, args=(function, theirs), daemon=True).start()
+    except OSError as error:
+        raise SoirError(f"cannot start {workers} worker processes ({error}): use fewer --workers") from error
+    theirs.close()
+    return ours
 
 
-def _start_worker():
+def _work(function, pipe):
     """Ctrl-C is the parent's to handle; and when the parent is gone, killed perhaps, its workers go too."""
     parent = os.getppid()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -555,6 +563,9 @@ def _start_worker():
         os._exit(2)
 
     threading.Thread(target=watch, daemon=True).start()
+    while True:
+        index, batch = pipe.recv()
+        pipe.send((index, function(batch)))
 
 
 @contextmanager
