@@ -219,7 +219,10 @@ def brightness(image):
         return functools.reduce(ImageChops.lighter, image.split())
     *colours, alpha = image.split()
     visible = ImageChops.multiply(functools.reduce(ImageChops.lighter, colours), alpha)
-    return visible if visible.getbbox() else alpha
+    lowest, highest = alpha.getextrema()
+    return (
+        alpha if visible.getbbox() is None and lowest < highest else visible
+    )  # an alpha that is constant shows nothing
 
 
 def encode_mask(foreground, left, top, height, width):
@@ -240,11 +243,13 @@ def read_coco(path):
     """Read a COCO file: its lists of dict "images" and "annotations", with the keys of COCO_KEYS. SoirError."""
 
     def shrink(record):
-        if "counts" in record:  # an RLE: its list of run lengths takes fifty times the memory of the string
+        if (
+            "counts" in record and "image_id" not in record
+        ):  # an RLE: its list of run lengths takes fifty times the memory of the string
             try:
                 return compress_rle(record)
             except ValueError as error:
-                return str(error)
+                return error
         return {name: value for name, value in record.items() if name in COCO_KEYS}
 
     coco = read_json(path, object_hook=shrink)
@@ -340,10 +345,10 @@ def usable_annotations(path, image, wanted, skipped):
 def read_segmentation(segmentation, height, width):
     """A COCO segmentation of an image of that size -> compressed RLE. Raises ValueError if it is none, or empty.
 
-    segmentation  RLE as `read_coco` left it, the fault as text if it was none, or polygons [[x1, y1, x2, ...], ...]
+    segmentation  RLE as `read_coco` left it, a ValueError if it was none, or polygons [[x1, y1, x2, ...], ...]
     """
-    if isinstance(segmentation, str):
-        raise ValueError(segmentation)
+    if isinstance(segmentation, ValueError):
+        raise segmentation
     if isinstance(segmentation, list):
         rle = draw_polygons(segmentation, height, width)
     elif isinstance(segmentation, dict) and "counts" in segmentation:

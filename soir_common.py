@@ -122,8 +122,13 @@ def check_output(path):
         raise SoirError(f"the folder of the output, {folder}, does not exist: create it, or name another output")
     if not os.access(folder, os.W_OK):
         raise SoirError(f"the folder of the output, {folder}, is not writable: name another output")
-    if os.path.lexists(path):
+    try:
         mode = os.stat(path).st_mode
+    except FileNotFoundError:
+        return
+    except OSError as error:  # a link that leads to itself, a name that is too long
+        raise SoirError(f"the output {path} cannot be written: {error.strerror}; name another output") from error
+    else:
         if not stat.S_ISREG(mode):
             raise SoirError(f"the output {path} exists and is no regular file: name another output")
         if not os.access(path, os.W_OK) or not mode & 0o222:  # root may write anything, yet read-only was meant
@@ -563,9 +568,12 @@ def _work(function, pipe):
         os._exit(2)
 
     threading.Thread(target=watch, daemon=True).start()
-    while True:
-        index, batch = pipe.recv()
-        pipe.send((index, function(batch)))
+    try:
+        while True:
+            index, batch = pipe.recv()
+            pipe.send((index, function(batch)))
+    except (EOFError, OSError):  # the parent is gone, and nobody else holds its end of the pipe
+        os._exit(2)
 
 
 @contextmanager
@@ -576,10 +584,17 @@ def exit_status():
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, terminate)
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="backslashreplace")  # a file name may hold bytes that the terminal's code lacks
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # a shell closed it
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+        getattr(sys, name).reconfigure(
+            errors="backslashreplace"
+        )  # a name may hold bytes that the terminal's code lacks
     try:
-        yield
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
     except SoirError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
@@ -590,7 +605,7 @@ def exit_status():
         print("error: out of memory", file=sys.stderr)
         sys.exit(2)
     except BrokenPipeError:  # the reader of our output, `head` perhaps, has gone
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         sys.exit(141)
     except OSError as error:  # an input that vanished in mid-run, say
         print(f"error: {error}", file=sys.stderr)
@@ -623,4 +638,9 @@ def print_skipped(skipped, title="skipped"):
     width = max(len(f"{len(places):,}") for places in skipped.values())
     for reason, places in sorted(skipped.items()):
         more = ", ..." if len(places) > 3 else ""
-        print(f"  {len(places):>{width},} x {reason}: {', '.join(places[:3])}{more}")
+        print(f"  {len(places):>{width},} x {reason}: {', '.join(map(printable, places[:3]))}{more}")
+
+
+def printable(text):
+    """Text of a file as a terminal can take it: a name with a line break or an escape code must not forge a line."""
+    return text if text.isprintable() else text.encode("unicode_escape").decode("ascii")

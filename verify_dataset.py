@@ -32,6 +32,7 @@ from soir_common import (
     difficulty,
     exit_status,
     load_annotations,
+    printable,
     read_image,
     write_whole,
 )
@@ -522,7 +523,7 @@ def print_findings(findings, verbose):
             places = [f"{path} ({detail})" if detail else path for path, detail in groups[check]]
             print(f"\n{severity} {check}: {text}: {len(places):,}")
             for place in places if verbose else places[:3]:
-                print(f"  {place}")
+                print(f"  {printable(place)}")
             if len(places) > 3 and not verbose:
                 print("  ...")
 

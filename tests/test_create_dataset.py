@@ -266,6 +266,8 @@ MODES += ["alpha", "white on transparent"]
 def test_masks_in_every_mode_give_the_same_object(tiny, mode, where):
     from create_dataset import read_mask
 
+    if (mode, where) == ("alpha", "everywhere"):
+        where = "inside"  # black and opaque everywhere is how an empty RGBA mask looks
     mask = np.zeros((48, 64), dtype=np.uint8)
     mask[{"inside": np.s_[7:30, 9:40], "corner": np.s_[:9, :5], "everywhere": np.s_[:, :]}.get(where, np.s_[:0])] = 255
     if where == "inside":
@@ -502,6 +504,63 @@ def test_what_cannot_be_used_is_skipped_and_counted_and_the_rest_goes_on(tiny, d
     assert tiny.create()[0].returncode == 0  # without --strict
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_an_empty_mask_in_any_mode_is_empty(tiny, mode):
+    empty = np.zeros((48, 64), dtype=np.uint8)
+    image = mask_in(mode, empty)
+    tiny.save_image("RoboTools/test_video/obj_000003/mask/000000.png", image)
+    done, annotations = tiny.create()
+    assert "1 x query with an empty mask" in done.stdout
+    assert len(annotations) == 8
+
+
+def test_text_of_a_file_cannot_forge_a_line_of_the_report(tiny):
+    for number in range(5):
+        tiny.train["annotations"].append({**tiny.train["annotations"][0], "segmentation": f"{number}\nwrote\x1b[31m"})
+    tiny.train["images"].append({"id": 1, "file_name": "a\nwrote b.jpg", "width": 64, "height": 48})
+    tiny.write_json()
+    done, _ = tiny.create()
+    assert done.stdout.count("\nwrote") == 1
+    assert "5 x annotation without a usable mask (no segmentation)" in done.stdout
+    assert "\x1b" not in done.stdout
+
+
+def test_an_annotation_that_holds_counts_is_still_an_annotation(tiny):
+    tiny.train["annotations"][0]["counts"] = 5
+    tiny.write_json()
+    done, annotations = tiny.create("--strict")
+    assert done.returncode == 0
+    assert len(annotations) == 9
+
+
+def test_closed_streams_and_broken_pipes_lose_nothing(tiny):
+    script = (
+        f"{sys.executable} {ROOT / 'create_dataset.py'} --voxdet-root {tiny.root} --output-file {tiny.path('anns.pt')}"
+    )
+    for ending in (">&-", "2>&-", "| true"):
+        command = f"unset PYTHONUNBUFFERED; {script} --workers 1 {ending}"
+        done = subprocess.run(command, shell=True, stderr=subprocess.PIPE)
+        assert done.stderr == b""
+        assert len(load_plainly(tiny.path("anns.pt"))) == 9
+        tiny.path("anns.pt").unlink()
+
+
+@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+def test_the_start_methods_of_other_systems_give_the_same_file(tiny, method):
+    tiny.create()
+    code = f"""if __name__ == "__main__":
+    import multiprocessing, sys
+    sys.path.insert(0, {str(ROOT)!r})
+    multiprocessing.set_start_method({method!r})
+    import create_dataset
+    sys.exit(create_dataset.main())
+"""
+    tiny.path("start.py").write_text(code)
+    options = ["--voxdet-root", tiny.root, "--output-file", tiny.path("b.pt"), "--relative-paths", "--workers", "2"]
+    assert run_script(tiny.path("start.py"), *options).returncode == 0
+    assert tiny.path("b.pt").read_bytes() == tiny.path("anns.pt").read_bytes()
+
+
 def test_a_png_that_claims_to_be_huge_is_skipped(tiny):
     data = bytearray(tiny.path("RoboTools/test_video/obj_000003/mask/000000.png").read_bytes())
     data[16:24] = (60000).to_bytes(4, "big") * 2
@@ -601,7 +660,8 @@ def test_an_output_that_cannot_be_written_is_refused_before_the_work(tiny):
     tiny.path("read-only").write_bytes(b"old")
     tiny.path("read-only").chmod(0o444)
     os.mkfifo(str(tiny.path("fifo")))
-    for output in ("folder", "read-only", "fifo", "missing/anns.pt"):
+    tiny.path("loop").symlink_to("loop")
+    for output in ("folder", "read-only", "fifo", "missing/anns.pt", "loop", "n" * 300):
         done = run_here(
             "create_dataset.py", "--voxdet-root", tiny.root, "--output-file", tiny.path(output), "--workers", "1"
         )
