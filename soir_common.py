@@ -587,9 +587,8 @@ def exit_status():
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # a shell closed it
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
-        getattr(sys, name).reconfigure(
-            errors="backslashreplace"
-        )  # a name may hold bytes that the terminal's code lacks
+        # A file name may hold bytes that the terminal's code lacks.
+        getattr(sys, name).reconfigure(errors="backslashreplace")
     try:
         try:
             yield

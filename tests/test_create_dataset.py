@@ -677,6 +677,30 @@ def test_an_output_that_cannot_be_written_is_refused_before_the_work(tiny):
     assert tiny.path("folder").is_dir()
 
 
+def test_the_output_is_replaced_whole_so_that_who_reads_the_old_one_keeps_it(tiny):
+    tiny.path("anns.pt").write_bytes(b"old" * 100)
+    with open(str(tiny.path("anns.pt")), "rb") as reader:
+        _, annotations = tiny.create()
+        assert reader.read() == b"old" * 100
+    assert len(annotations) == 9
+
+
+def test_a_full_disk_leaves_the_old_output(tiny):
+    """A limit on the size of files stands for it: the write breaks off in the middle."""
+    tiny.path("anns.pt").write_bytes(b"old")
+    before = files_below(str(tiny.root))
+    code = "import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000)); "
+    code += "sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
+    command = [sys.executable, "-c", code, str(ROOT / "create_dataset.py"), "--voxdet-root", str(tiny.root)]
+    command += ["--output-file", str(tiny.path("anns.pt")), "--workers", "1"]
+    done = subprocess.run(command, stderr=subprocess.PIPE)
+    assert done.returncode == 2
+    assert b"cannot write" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert tiny.path("anns.pt").read_bytes() == b"old"
+    assert files_below(str(tiny.root)) == before
+
+
 def test_a_link_as_output_stays_a_link(tiny):
     tiny.path("target").mkdir()
     tiny.path("anns.pt").symlink_to("target/anns.pt")
