@@ -48,7 +48,7 @@ from soir_common import (
     read_json,
     write_whole,
 )
-from verify_dataset import MARGIN, TILE_HEIGHT, TILE_WIDTH, Findings, check_entries, fit, font, full_path
+from verify_dataset import MARGIN, TILE_HEIGHT, TILE_WIDTH, Findings, check_entries, fit, font, full_path, write_png
 
 RANKS = (1, 5, 10, 50, 100)
 SIZES = (("below 0.5 %", 0.5), ("0.5 to 1 %", 1), ("1 to 2 %", 2), ("above 2 %", math.inf))
@@ -479,18 +479,12 @@ def main():
     if args.per_query:
         write_whole(args.per_query, make_csv(scores))
     if args.preview:
-        write_whole(args.preview, png(draw_worst(scores, args.worst, chosen, gallery, args.base_path)))
+        write_png(args.preview, draw_worst(scores, args.worst, chosen, gallery, args.base_path))
     print_summary(groups)
     print_skipped(faults, "faults and omissions")
     if written:
         print(f"\nwrote {', '.join(written)}")
     return 1 if set(faults) - {"query without relevant gallery images, left out"} else 0
-
-
-def png(image):
-    buffer = io.BytesIO()
-    image.save(buffer, format="PNG")
-    return buffer.getvalue()
 
 
 if __name__ == "__main__":

@@ -259,8 +259,8 @@ def _check_opcodes(data):
     A memo index is checked too: C's unpickler makes its memo as long as the largest index, 34 GB for 2^31. Picklers
     count them up from 0, so in a pickle of n bytes none can be larger than n / 4, or 2^24.
     """
-    largest = max(len(data) // 4 >> 24, 0)
-    put = b"r...[\\x00-\\x%02x]" % min(largest, 255)
+    highest_byte = min(len(data) // 4 >> 24, 255)  # of an index of four bytes
+    put = b"r...[\\x00-\\x%02x]" % highest_byte
     fixed = re.compile(b"(?:" + _FIXED + b"|" + put + b"){1,1000}", re.DOTALL)
     name = re.compile(rb"c[\w.]{1,80}\n\w{1,80}\n")
     position, end = 0, len(data)
@@ -557,7 +557,10 @@ def _start_worker(function, workers):
 
 
 def _work(function, pipe):
-    """Ctrl-C is the parent's to handle; and when the parent is gone, killed perhaps, its workers go too."""
+    """A worker: take a batch from the pipe, give its results back.
+
+    Ctrl-C is the parent's to handle; and when the parent is gone, killed perhaps, its workers go too.
+    """
     parent = os.getppid()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)

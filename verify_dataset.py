@@ -658,6 +658,13 @@ def fit(image, boxes, colour, mask=None):
     return tile
 
 
+def write_png(path, picture):
+    """Write a picture so that it appears whole or not at all. Raises SoirError."""
+    buffer = io.BytesIO()
+    picture.save(buffer, format="PNG")
+    write_whole(path, buffer.getbuffer())
+
+
 def font(size):
     try:
         return ImageFont.load_default(size)
@@ -726,9 +733,7 @@ def main():
         drawable = {path: entry for path, entry in entries.items() if path not in faulty}
         picture = draw_preview(drawable, args.base_path, args.preview_count)
         if picture is not None:
-            png = io.BytesIO()
-            picture.save(png, format="PNG")
-            write_whole(args.preview, png.getbuffer())
+            write_png(args.preview, picture)
             written.append(args.preview)
 
     print_statistics(figures)
