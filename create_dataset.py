@@ -28,20 +28,20 @@ from soir_common import (
     SoirError,
     add_common_options,
     check_output,
+    check_size,
     corners,
     decode_counts,
     exit_status,
     gallery_entry,
     image_names,
+    image_size,
     map_ordered,
     natural_key,
-    photograph_size,
     positive,
     print_skipped,
     query_entry,
     read_image,
     read_json,
-    rle_from_runs,
     save_annotations,
 )
 
@@ -172,8 +172,8 @@ def read_query(query):
     """Read a query, in a worker: (fault or None, (height, width), counts of the RLE, box)."""
     folder, image_name, mask_name, _, _ = query
     try:
-        width, height = photograph_size(os.path.join(folder, "rgb", image_name))
-        rle, box = read_mask(os.path.join(folder, "mask", mask_name))
+        width, height = image_size(f"{folder}/rgb/{image_name}", is_whole=True)
+        rle, box = read_mask(f"{folder}/mask/{mask_name}")
     except OSError:
         return "query whose image or mask cannot be read", None, None, None
     if rle is None:
@@ -191,20 +191,12 @@ def read_mask(path):
     Only the rectangle that is not black is looked at; that is most of the speed. Raises OSError.
     """
     image = read_image(path, luminance=True)
-    width, height = image.size
-    rectangle = image.getbbox() if image.mode in ("1", "L", "RGB") else (0, 0, width, height)
+    rectangle = image.getbbox() if image.mode in ("1", "L", "RGB") else (0, 0, *image.size)
     if rectangle is None:
         return None, None
     values = np.asarray(brightness(image.crop(rectangle)))
     lossless = image.format in ("PNG", "BMP")
-    foreground = values > (values.max() / 2 if lossless else 127)
-    columns, rows = np.flatnonzero(foreground.any(axis=0)), np.flatnonzero(foreground.any(axis=1))
-    if not columns.size:
-        return None, None
-    foreground = foreground[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-    left, top = rectangle[0] + int(columns[0]), rectangle[1] + int(rows[0])
-    box = (left, top, left + foreground.shape[1], top + foreground.shape[0])
-    return encode_mask(foreground, left, top, height, width), box
+    return encode_mask(values > (values.max() / 2 if lossless else 127), rectangle[:2], image.size)
 
 
 def brightness(image):
@@ -225,15 +217,43 @@ def brightness(image):
     )  # an alpha that is constant shows nothing
 
 
-def encode_mask(foreground, left, top, height, width):
-    """Encode a rectangle of an image, bool [h, w] at (left, top), as the RLE of the whole image [height, width]."""
-    h, w = foreground.shape
-    columns = np.zeros((w, h + 2), dtype=bool)  # background above and below, so that every run ends in its column
-    columns[:, 1:-1] = foreground.T
-    flat = columns.ravel()
-    edges = np.flatnonzero(flat[1:] != flat[:-1])  # starts and ends of runs, in turn
-    edges = (left + edges // (h + 2)) * height + top + edges % (h + 2)
-    return rle_from_runs(np.diff(np.concatenate(([0], edges, [height * width]))), height, width)
+def encode_mask(foreground, corner, size):
+    """Encode a mask of which only a rectangle is not empty: (rle, box) as in `read_mask`.
+
+    foreground  bool [h, w], the rectangle
+    corner      (x, y) of its upper left pixel in the image
+    size        (width, height) of the image
+    """
+    (h, w), (left, top), (width, height) = foreground.shape, corner, size
+    differs = np.empty((h + 1, w), dtype=bool)  # from the pixel above; above and below the rectangle is background
+    differs[0], differs[-1] = foreground[0], foreground[-1]
+    np.not_equal(foreground[1:], foreground[:-1], out=differs[1:-1])
+    flat = np.flatnonzero(differs)
+    if not flat.size:
+        return None, None
+    ys = flat // w
+    edges = (left + flat - ys * w) * height + (top + ys)  # where runs start and end, in turn
+    edges.sort()
+    first, last = int(edges[0]), int(edges[-1])
+    runs = np.empty(edges.size + 1, dtype=np.uint32)
+    runs[0], runs[-1] = first, height * width - last
+    runs[1:-1] = edges[1:] - edges[:-1]
+    box = first // height, top + int(ys[0]), (last - 1) // height + 1, top + int(ys[-1])
+    return compress_runs(runs, height, width), box
+
+
+def compress_runs(runs, height, width):
+    """Run lengths -> COCO RLE {"size": [height, width], "counts": str}.
+
+    runs  uint32 [N], that sum to height * width, in column-major order, the first one background
+    The format: https://github.com/cocodataset/cocoapi/blob/master/common/maskApi.h
+    """
+    if not runs[1:].all():  # a run of length 0 inside joins its neighbours: only one spelling of each mask
+        edges, times = np.unique(np.cumsum(runs, dtype=np.int64)[:-1], return_counts=True)
+        edges = edges[(times % 2 == 1) & (edges < height * width)]
+        runs = np.diff(np.concatenate(([0], edges, [height * width]))).astype(np.uint32)
+    rle = coco_mask.frPyObjects({"size": [height, width], "counts": runs}, height, width)
+    return {"size": [height, width], "counts": rle["counts"].decode("ascii")}
 
 
 # ------------------------------------------------------------------------------------------------------------- gallery
@@ -264,13 +284,15 @@ def compress_rle(record):
     if not isinstance(size, list) or len(size) != 2:
         raise ValueError("size is not [height, width]")
     if isinstance(counts, str):
-        runs, _ = decode_counts([counts.encode("utf-8", "surrogatepass")])
-    else:
-        try:
-            runs = array.array("q", counts)  # the strictest and fastest of all conversions: no floats, no text
-        except (TypeError, OverflowError):
-            raise ValueError("counts are not run lengths") from None
-    return rle_from_runs(runs, *size)
+        counts = decode_counts([counts.encode("utf-8", "surrogatepass")])[0].tolist()
+    try:
+        runs = np.asarray(array.array("I", counts))  # the strictest and fastest conversion: no floats, no text
+    except (TypeError, OverflowError):
+        raise ValueError("counts are not run lengths") from None
+    check_size(*size)
+    if not runs.size or runs.sum(dtype=np.uint64) != size[0] * size[1]:
+        raise ValueError("run lengths do not fill the image")
+    return compress_runs(runs, *size)
 
 
 def add_gallery(images, coco, split, key, skipped):
@@ -322,8 +344,8 @@ def read_gallery(images, folder, key, title, workers, skipped):
 def read_size(path):
     """(height, width) of an image, in a worker; None if it cannot be read."""
     try:
-        width, height = photograph_size(path)
-    except (OSError, ValueError):  # ValueError: a NUL in the path
+        width, height = image_size(path, is_whole=True)
+    except OSError:
         return None
     return height, width
 

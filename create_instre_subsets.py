@@ -41,12 +41,13 @@ from soir_common import (
     exit_status,
     gallery_entry,
     image_names,
+    image_size,
     map_ordered,
     natural_key,
     open_regular,
     print_skipped,
     query_entry,
-    read_image,
+    read_file,
     save_annotations,
 )
 
@@ -146,17 +147,16 @@ def read_photograph(task):
     """Read (image file, box file, ...), in a worker: (faults, half-open boxes inside the image, object size in %)."""
     image_file, box_file = task[:2]
     try:
-        width, height = read_image(image_file, load=False).size  # the header is enough: INSTRE is large, its boxes few
+        width, height = image_size(image_file)  # the header is enough: INSTRE is large, its boxes few
     except OSError:
         return ["image that cannot be read"], [], None
     try:
-        with open_regular(box_file) as file:
-            data = file.read(MAX_BOX_FILE + 1)
+        data = read_file(box_file, MAX_BOX_FILE)
     except OSError:
         return [".txt that cannot be read"], [], None
     lines = [line for line in data.decode("utf-8-sig", "replace").splitlines() if line.strip()]
-    if len(data) > MAX_BOX_FILE or not lines:
-        return [".txt that is empty" if not lines else ".txt that is no box file"], [], None
+    if not lines:
+        return [".txt that is empty"], [], None
     faults, boxes = [], []
     for line in lines:
         numbers = parse_line(line)

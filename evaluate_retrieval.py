@@ -39,6 +39,7 @@ from soir_common import (
     check_output,
     difficulty,
     exit_status,
+    image_size,
     load_annotations,
     load_plain,
     open_regular,
@@ -299,7 +300,7 @@ def object_sizes(annotations, gallery, base_path):
         else:
             full = full_path(path, base_path)
             try:
-                width, height = read_image(full, load=False).size if full else (0, 0)
+                width, height = image_size(full) if full else (0, 0)
             except OSError:
                 continue
         for (x1, y1, x2, y2), instance in zip(entry["bbox"], entry["ins"]):

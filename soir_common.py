@@ -26,7 +26,6 @@ from multiprocessing import Pipe, Process, active_children
 from multiprocessing.connection import wait
 
 import numpy as np
-import pycocotools.mask as coco_mask
 from PIL import Image
 from tqdm import tqdm
 
@@ -66,6 +65,9 @@ PUBLISHED = {
 
 # No image or mask may claim more pixels than Pillow itself would open (its guard against decompression bombs).
 MAX_PIXELS = 2 * 89_478_485
+
+# No file of an image may be larger, in bytes: an image of full HD takes 12 MB at most, without any compression.
+MAX_IMAGE_FILE = 2**28
 
 # No coordinate, in pixels, may be larger. This also turns down NaN, infinities and integers beyond any float.
 MAX_COORDINATE = 2**31
@@ -358,27 +360,6 @@ def corners(box_xywh):
     return box if box[2] > x and box[3] > y else None
 
 
-def rle_from_runs(runs, height, width):
-    """Run lengths -> COCO RLE {"size": [height, width], "counts": str}.
-
-    runs  integers >= 0 that sum to height * width, in column-major order, the first one background
-    Raises ValueError for anything else. The format: https://github.com/cocodataset/cocoapi/blob/master/common/maskApi.h
-    """
-    check_size(height, width)
-    runs = np.asarray(runs)
-    if runs.ndim != 1 or runs.dtype.kind != "i" or runs.size == 0:
-        raise ValueError("run lengths are not a list of integers")
-    if runs.min() < 0 or runs.max() > height * width or runs.sum() != height * width:
-        raise ValueError("run lengths do not fill the image")
-    if not runs[1:].all():  # a run of length 0 inside joins its neighbours: only one spelling of each mask
-        edges = np.cumsum(runs)[:-1]
-        values, times = np.unique(edges, return_counts=True)
-        edges = values[(times % 2 == 1) & (values < height * width)]
-        runs = np.diff(np.concatenate(([0], edges, [height * width])))
-    rle = coco_mask.frPyObjects({"size": [height, width], "counts": runs.tolist()}, height, width)
-    return {"size": [height, width], "counts": rle["counts"].decode("ascii")}
-
-
 def decode_counts(strings):
     """COCO's compressed run lengths of many masks -> (runs, ends).
 
@@ -432,50 +413,100 @@ def check_size(height, width):
 
 def open_regular(path):
     """Open a file for reading bytes. A FIFO or a device would block or never end: OSError, as for any other fault."""
-
-    def opener(name, flags):
-        descriptor = os.open(name, flags | getattr(os, "O_NONBLOCK", 0))
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            os.close(descriptor)
-            raise OSError(f"not a regular file: {name}")
-        return descriptor
-
-    return open(path, "rb", opener=opener)
+    return open(path, "rb", opener=_open_regular)
 
 
-def read_image(path, load=True, luminance=False):
-    """Read an image, as a PIL image.
+def read_file(path, limit):
+    """The bytes of a file. Raises OSError, also for more than `limit` bytes. Half the time of open() and read()."""
+    descriptor = _open_regular(path)
+    try:
+        size = os.fstat(descriptor).st_size
+        if size > limit:
+            raise OSError(f"too large, {size:,} bytes: {path}")
+        return os.read(descriptor, size)
+    finally:
+        os.close(descriptor)
 
-    load       False reads the header alone, for size and mode
+
+def _open_regular(name, flags=os.O_RDONLY):
+    try:
+        descriptor = os.open(name, flags | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    except ValueError as error:  # a NUL in the path
+        raise OSError(f"not a file: {name!r}") from error
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(f"not a regular file: {name}")
+    return descriptor
+
+
+def read_image(path, luminance=False):
+    """Read and decode an image, as a PIL image.
+
     luminance  let the JPEG decoder leave out the colours of an RGB image, twice as fast
     Raises OSError for a file that is missing, broken, of another format, or too large.
     """
+    data = read_file(path, MAX_IMAGE_FILE)
+    image = open_image(io.BytesIO(data), path)  # from memory, since Pillow reads in many small steps: 8 % faster
     try:
-        with open_regular(path) as file:
-            image = Image.open(file, formats=IMAGE_FORMATS)
-            if image.width * image.height > MAX_PIXELS:
-                raise OSError(f"too large: {image.width} x {image.height}")
-            if luminance and image.mode == "RGB":
-                image.draft("L", image.size)
-            if load:
-                image.load()
-            return image
+        if luminance and image.mode == "RGB":
+            image.draft("L", image.size)
+        image.load()
     except Exception as error:  # Pillow meets a broken file with OSError, ValueError, SyntaxError, struct.error, ...
         raise OSError(f"cannot read {path}: {error}") from error
+    return image
 
 
-def photograph_size(path):
-    """(width, height) of an image, from its header. Raises OSError, also for a file that breaks off.
+def open_image(file, path):
+    """Let Pillow read the header of an image. Raises OSError, which names the path."""
+    try:
+        image = Image.open(file, formats=IMAGE_FORMATS)
+    except Exception as error:
+        raise OSError(f"cannot read {path}: {error}") from error
+    if image.width * image.height > MAX_PIXELS:
+        raise OSError(f"cannot read {path}: too large, {image.width} x {image.height}")
+    return image
 
-    A whole JPEG or PNG ends with its end marker; only where that is missing is the image decoded to see whether it
-    is whole. So this takes 0.05 ms instead of 2 ms.
+
+def image_size(path, is_whole=False):
+    """(width, height) of an image, from its header. Raises OSError, as `read_image` does.
+
+    is_whole  raise OSError also for a file that breaks off. A whole JPEG or PNG ends with its end marker; only where
+              that is missing is the image decoded to see whether it is whole.
     """
-    size = read_image(path, load=False).size
-    with open_regular(path) as file:
-        file.seek(-12, os.SEEK_END)
-        if not file.read().endswith((b"\xff\xd9", b"IEND\xaeB`\x82")):
-            read_image(path)
+    descriptor = _open_regular(path)
+    try:
+        start, end = os.read(descriptor, 1024), b""
+        if is_whole:
+            os.lseek(descriptor, -12, os.SEEK_END)
+            end = os.read(descriptor, 12)
+    finally:
+        os.close(descriptor)
+    size = jpeg_size(start)
+    if size is None:
+        with open_regular(path) as file:
+            size = open_image(file, path).size
+    if is_whole and not end.endswith((b"\xff\xd9", b"IEND\xaeB`\x82")):
+        read_image(path)
     return size
+
+
+def jpeg_size(start):
+    """(width, height) of a JPEG, from its first bytes; None if they do not tell, and Pillow is to be asked.
+
+    Pillow takes 25 us for it, and there are 450,000 photographs. Segments: ITU-T T.81, annex B.
+    """
+    position = 2
+    while start[:2] == b"\xff\xd8" and start[position : position + 1] == b"\xff" and position + 10 <= len(start):
+        marker, length = start[position + 1], int.from_bytes(start[position + 2 : position + 4], "big")
+        if marker in (0xC0, 0xC1, 0xC2):  # frames that Pillow decodes: 8 bits, of 1, 3 or 4 colours
+            height = int.from_bytes(start[position + 5 : position + 7], "big")
+            width = int.from_bytes(start[position + 7 : position + 9], "big")
+            is_usual = start[position + 4] == 8 and start[position + 9] in (1, 3, 4)
+            return (width, height) if is_usual and 0 < width * height <= MAX_PIXELS else None
+        if not (0xE0 <= marker <= 0xEF or marker in (0xC4, 0xDB, 0xDD, 0xFE)):
+            return None
+        position += 2 + length
+    return None
 
 
 def image_names(folder):

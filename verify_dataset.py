@@ -31,6 +31,7 @@ from soir_common import (
     decode_counts,
     difficulty,
     exit_status,
+    image_size,
     load_annotations,
     printable,
     read_image,
@@ -372,7 +373,7 @@ def check_paths(annotations, base_path, mask_sizes, findings):
             findings.add("path-outside", path)
             continue
         try:
-            width, height = read_image(full, load=False).size
+            width, height = image_size(full)
         except OSError as error:
             if "\0" in path or not os.path.lexists(full):
                 findings.add("path-missing", path)
