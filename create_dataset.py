@@ -35,7 +35,6 @@ from soir_common import (
     gallery_entry,
     image_names,
     image_size,
-    map_ordered,
     natural_key,
     positive,
     print_skipped,
@@ -44,6 +43,7 @@ from soir_common import (
     read_json,
     save_annotations,
 )
+from worker_processes import map_ordered
 
 # The keys of a COCO file that we use. The rest, half of OWID's 500 MB, is dropped while the JSON is parsed.
 COCO_KEYS = {"images", "annotations", "id", "file_name", "width", "height"}

@@ -42,7 +42,6 @@ from soir_common import (
     gallery_entry,
     image_names,
     image_size,
-    map_ordered,
     natural_key,
     open_regular,
     print_skipped,
@@ -50,6 +49,7 @@ from soir_common import (
     read_file,
     save_annotations,
 )
+from worker_processes import map_ordered
 
 PARTS = ("S1", "S2", "M")
 

@@ -33,6 +33,7 @@ from collections import Counter, defaultdict
 import numpy as np
 from PIL import Image, ImageDraw
 
+from safe_loading import load_annotations, load_plain
 from soir_common import (
     SETS,
     SoirError,
@@ -40,8 +41,6 @@ from soir_common import (
     difficulty,
     exit_status,
     image_size,
-    load_annotations,
-    load_plain,
     open_regular,
     positive,
     print_skipped,

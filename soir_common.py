@@ -1,33 +1,24 @@
-"""What the VoxDet-SoIR scripts share: annotation files, entries, masks, boxes, images, processes.
+"""What the VoxDet-SoIR scripts share: entries, files, masks, boxes, images, and how a script ends.
 
 An annotation file is one dict, image path -> entry, saved with torch. `query_entry` and `gallery_entry` are the
 only makers of entries, so they are where the schema is written down.
 
-    from soir_common import load_annotations, save_annotations
+    from soir_common import query_entry, save_annotations
 """
 
-import gc
 import io
 import json
 import os
-import pickle
 import re
 import signal
 import socket
 import stat
 import sys
-import threading
-import time
-import zipfile
 from argparse import ArgumentTypeError
 from contextlib import contextmanager
-from functools import partial
-from multiprocessing import Pipe, Process, active_children
-from multiprocessing.connection import wait
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 # The file endings that count as images (in any case), and the formats Pillow may take them for. Few formats, since
 # every decoder is a way in for a file made to be trouble.
@@ -71,10 +62,6 @@ MAX_IMAGE_FILE = 2**28
 
 # No coordinate, in pixels, may be larger. This also turns down NaN, infinities and integers beyond any float.
 MAX_COORDINATE = 2**31
-
-# Items that a worker gets at a time: enough to hide the cost of handing them over (0.2 ms; a mask of OWID takes
-# 0.4 ms), few enough that the last ones do not keep one worker busy alone (a mask of RoboTools takes 20 ms).
-BATCH = 16
 
 
 class SoirError(Exception):
@@ -186,43 +173,11 @@ def save_annotations(annotations, path):
     """
     import torch  # here, not above: it takes over a second, which neither --help nor a worker should wait for
 
-    buffer = io.BytesIO()
+    buffer = io.BytesIO()  # if it wrote to a file, a full disk would make an older torch abort
     torch.save(annotations, buffer)
     data = buffer.getbuffer()
     write_whole(path, data)
     return data.nbytes
-
-
-def load_annotations(path):
-    """Load an annotation file: a dict, image path -> entry. Raises SoirError if it is none; see `load_plain`."""
-    annotations = load_plain(path)
-    if type(annotations) is not dict:
-        raise SoirError(f"{path} holds a {type(annotations).__name__}: expected a dict, image path -> entry")
-    return annotations
-
-
-def load_plain(path):
-    """Load plain Python values from a file that torch saved. Nothing that is in the file is run.
-
-    Unlike `torch.load`, it also takes what older files hold, NumPy numbers and arrays and defaultdicts, and turns it
-    into plain values; and it is several times faster. Raises SoirError for whatever else is in the file.
-    """
-    try:
-        with open_regular(path) as file, zipfile.ZipFile(file) as archive:
-            data = _read_pickle(archive)
-        _check_opcodes(data)
-        gc.disable()  # millions of new containers would set it off again and again, three times the time
-        try:
-            return _PlainUnpickler(io.BytesIO(data)).load()
-        finally:
-            gc.enable()
-    except FileNotFoundError:
-        raise SoirError(f"{path} is missing; create_dataset.py makes annotation files") from None
-    except OSError as error:
-        raise SoirError(f"cannot read {path}: {error.strerror or error}") from error
-    except Exception as error:  # a broken archive or pickle can raise anything
-        reason = str(error) or type(error).__name__
-        raise SoirError(f"{path} was not loaded, for it is no torch file of plain values: {reason}") from error
 
 
 def read_json(path, object_hook=None):
@@ -234,109 +189,6 @@ def read_json(path, object_hook=None):
         raise SoirError(f"cannot read {path}: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:
         raise SoirError(f"{path} is no JSON, or a broken download ({error}): get the file again") from error
-
-
-def _read_pickle(archive):
-    """The one pickle of an archive that torch saved. Sizes are checked before they are believed."""
-    names = archive.namelist()
-    if any(name.startswith("/") or ".." in name.split("/") for name in names):
-        raise ValueError("a name in the archive points out of it")
-    pickles = [info for info in archive.infolist() if info.filename.endswith(".pkl")]
-    if len(pickles) != 1 or pickles[0].filename.count("/") != 1 or not pickles[0].filename.endswith("/data.pkl"):
-        raise ValueError(f"expected one data.pkl in the archive, found {len(pickles)} pickles")
-    if pickles[0].compress_type != zipfile.ZIP_STORED or pickles[0].file_size != pickles[0].compress_size:
-        raise ValueError("data.pkl is compressed, which torch never does")
-    return archive.read(pickles[0])
-
-
-# The opcodes of plain values, by how many bytes of argument follow. Whatever else the language of pickles has has no
-# place in an annotation file: calls by OBJ, INST and NEWOBJ, extension codes, persistent ids, the forms of protocol 0.
-_FIXED = rb"[(.N\x88\x89\])}aetlduRsb\x85-\x87\x93\x94]|[Kqh\x80].|M..|[Jj]....|[G\x95]........"
-_COUNTED = {b"X": 4, b"T": 4, b"B": 4, b"U": 1, b"C": 1, b"\x8c": 1, b"\x8a": 1, b"\x8d": 8, b"\x8e": 8}
-
-
-def _check_opcodes(data):
-    """Raise ValueError if a pickle holds anything but plain values and names. Runs and builds nothing.
-
-    A memo index is checked too: C's unpickler makes its memo as long as the largest index, 34 GB for 2^31. Picklers
-    count them up from 0, so in a pickle of n bytes none can be larger than n / 4, or 2^24.
-    """
-    highest_byte = min(len(data) // 4 >> 24, 255)  # of an index of four bytes
-    put = b"r...[\\x00-\\x%02x]" % highest_byte
-    fixed = re.compile(b"(?:" + _FIXED + b"|" + put + b"){1,1000}", re.DOTALL)
-    name = re.compile(rb"c[\w.]{1,80}\n\w{1,80}\n")
-    position, end = 0, len(data)
-    while position < end:
-        match = fixed.match(data, position) or name.match(data, position)
-        if match:
-            position = match.end()
-            continue
-        opcode = data[position : position + 1]
-        if opcode not in _COUNTED:
-            raise ValueError(f"it holds more than plain values (pickle opcode {opcode!r} at byte {position:,})")
-        start = position + 1 + _COUNTED[opcode]
-        position = start + int.from_bytes(data[position + 1 : start], "little")
-    if position != end:
-        raise ValueError("it is cut short")
-
-
-class _PlainUnpickler(pickle.Unpickler):
-    """C's unpickler. The only names it knows are those of NumPy values and dicts, and it puts ours in their place."""
-
-    def find_class(self, module, name):
-        module = module.replace("numpy._core", "numpy.core").replace("__builtin__", "builtins")
-        try:
-            return _KNOWN_NAMES[module, name]
-        except KeyError:
-            raise ValueError(f"it asks for {module}.{name}"[:120]) from None
-
-    def persistent_load(self, pid):
-        raise ValueError("it holds a tensor, or another persistent id")
-
-
-class _Dtype:
-    """Stands for numpy.dtype: a number of 1 to 8 bytes."""
-
-    __slots__ = ("code", "order")
-
-    def __init__(self, code, *_):
-        if not re.fullmatch("[iuf][1248]|b1", code):
-            raise ValueError(f"it holds a NumPy value of type {code}"[:120])
-        self.code, self.order = code, "="
-
-    def __setstate__(self, state):
-        self.order = state[1] if state[1] in ("<", ">") else "="
-
-    def values(self, data):
-        return np.frombuffer(data, dtype=np.dtype(self.code).newbyteorder(self.order))
-
-
-class _Array(list):
-    """Stands for numpy.ndarray: its values as (nested) lists."""
-
-    def __setstate__(self, state):
-        _, shape, dtype, is_fortran, data = state
-        self[:] = dtype.values(data).reshape(shape or (1,), order="F" if is_fortran else "C").tolist()
-
-
-def _scalar(dtype, data):
-    (value,) = dtype.values(data).tolist()
-    return value
-
-
-_KNOWN_NAMES = {
-    ("numpy", "dtype"): _Dtype,
-    ("numpy", "ndarray"): None,
-    ("numpy.core.multiarray", "scalar"): _scalar,
-    ("numpy.core.multiarray", "_reconstruct"): lambda *_: _Array(),
-    ("_codecs", "encode"): lambda text, _: text.encode("latin-1"),  # bytes, as Python 3 writes them in protocol 2
-    ("builtins", "bytes"): lambda: b"",
-    ("collections", "defaultdict"): lambda *_: {},
-    ("collections", "OrderedDict"): lambda *_: {},
-    ("builtins", "list"): None,  # what a defaultdict would make
-    ("builtins", "dict"): None,
-    ("builtins", "int"): None,
-}
 
 
 def difficulty(occurrences):
@@ -522,92 +374,7 @@ def natural_key(name):
     return parts, name
 
 
-# ----------------------------------------------------------------------------------------------------------- processes
-
-
-def map_ordered(function, items, workers, title):
-    """Like map(), in `workers` processes and with a progress bar; 1 works without any process.
-
-    function  takes and returns what can be pickled; it must be at the top level of a module
-    items     list; they are handed over some at a time, and results come in the order of the items
-    Raises SoirError if a worker process dies.
-    """
-    batches = [items[start : start + BATCH] for start in range(0, len(items), BATCH)]
-    with tqdm(total=len(items), desc=title, disable=None) as progress:
-        for results in _map_batches(partial(_map_batch, function), batches, workers):
-            yield from results
-            progress.update(len(results))
-
-
-def _map_batch(function, batch):
-    return [function(item) for item in batch]
-
-
-def _map_batches(function, batches, workers):
-    """Each worker has a pipe of its own: unlike the queues of ProcessPoolExecutor, which a worker that is killed while
-    it writes leaves locked for good, it ends with its worker."""
-    if workers == 1:
-        yield from map(function, batches)
-        return
-    idle, busy, done, handed, given = [], [], {}, 0, 0
-    try:
-        for _ in range(min(workers, len(batches))):
-            idle.append(_start_worker(function, workers))
-        while given < len(batches):
-            while idle and handed < min(len(batches), given + 4 * workers):
-                busy.append(idle.pop())
-                busy[-1].send((handed, batches[handed]))
-                handed += 1
-            for pipe in wait(busy):
-                index, results = pipe.recv()
-                done[index] = results
-                busy.remove(pipe)
-                idle.append(pipe)
-            while given in done:
-                yield done.pop(given)
-                given += 1
-    except (EOFError, OSError):
-        raise SoirError(
-            "a worker process died (killed, or out of memory): run again, perhaps with fewer --workers"
-        ) from None
-    finally:
-        for process in active_children():  # they are idle, or there was a fault or Ctrl-C, which must not wait for them
-            process.kill()
-            process.join()
-
-
-def _start_worker(function, workers):
-    """Start a worker process and return our end of its pipe."""
-    ours, theirs = Pipe()
-    try:
-        Process(target=_work, args=(function, theirs), daemon=True).start()
-    except OSError as error:
-        raise SoirError(f"cannot start {workers} worker processes ({error}): use fewer --workers") from error
-    theirs.close()
-    return ours
-
-
-def _work(function, pipe):
-    """A worker: take a batch from the pipe, give its results back.
-
-    Ctrl-C is the parent's to handle; and when the parent is gone, killed perhaps, its workers go too.
-    """
-    parent = os.getppid()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-    def watch():
-        while os.getppid() == parent:
-            time.sleep(0.5)
-        os._exit(2)
-
-    threading.Thread(target=watch, daemon=True).start()
-    try:
-        while True:
-            index, batch = pipe.recv()
-            pipe.send((index, function(batch)))
-    except (EOFError, OSError):  # the parent is gone, and nobody else holds its end of the pipe
-        os._exit(2)
+# ------------------------------------------------------------------------------------------------------------- scripts
 
 
 @contextmanager

@@ -21,6 +21,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
+from safe_loading import load_annotations
 from soir_common import (
     MAX_COORDINATE,
     MAX_PIXELS,
@@ -32,7 +33,6 @@ from soir_common import (
     difficulty,
     exit_status,
     image_size,
-    load_annotations,
     printable,
     read_image,
     write_whole,

@@ -778,6 +778,7 @@ def test_a_worker_that_is_killed_ends_the_run_with_a_sentence(voxdet, tmp_path, 
 def test_workers_that_cannot_be_started_end_the_run_with_a_sentence(monkeypatch):
     """A limit on processes: the first worker starts, the second does not."""
     import soir_common
+    import worker_processes
 
     fork, calls = os.fork, []
 
@@ -789,7 +790,7 @@ def test_workers_that_cannot_be_started_end_the_run_with_a_sentence(monkeypatch)
 
     monkeypatch.setattr(os, "fork", limited)
     with pytest.raises(soir_common.SoirError, match="--workers"):
-        list(soir_common.map_ordered(len, [[]] * 100, 4, "title"))
+        list(worker_processes.map_ordered(len, [[]] * 100, 4, "title"))
     assert not multiprocessing.active_children()
 
 

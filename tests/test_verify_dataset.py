@@ -519,7 +519,7 @@ def test_other_files_are_no_annotation_files(tmp_path):
 
 
 def test_a_file_of_create_dataset_loads_as_torch_loads_it(sample_file):
-    from soir_common import load_annotations
+    from safe_loading import load_annotations
 
     assert load_annotations(sample_file) == load_plainly(sample_file)
 

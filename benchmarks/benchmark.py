@@ -1,0 +1,352 @@
+"""Measure the scripts against floors: the time that the image decoder, json, torch or the disk alone would take.
+
+    python benchmarks/benchmark.py --scale 0.05 --folder bench      # scale 1: the size of the real data sets
+
+Makes a VoxDet and an INSTRE tree in the folder, once for each scale, and prints one table. A figure and its floor are
+measured in turn, in the same run, and of each the best of several counts. Images are hard links to some hundred
+originals, so that a tree of scale 1 takes 3 GB, and a run on it half an hour.
+"""
+
+import argparse
+import contextlib
+import io
+import itertools
+import json
+import os
+import platform
+import random
+import subprocess
+import sys
+import time
+from collections import defaultdict
+
+import numpy as np
+from PIL import Image
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+sys.path[:0] = [ROOT, os.path.join(ROOT, "tests")]
+
+import make_sample  # noqa: E402
+
+import create_dataset  # noqa: E402
+import create_instre_subsets  # noqa: E402
+import verify_dataset  # noqa: E402
+from safe_loading import load_annotations  # noqa: E402
+from soir_common import save_annotations  # noqa: E402
+
+# The real sizes.
+OWID_INSTANCES, OWID_FRAMES, OWID_IMAGES, OWID_ANNOTATIONS = 9691, 40, 55_000, 180_000
+ROBOTOOLS_INSTANCES, ROBOTOOLS_FRAMES, ROBOTOOLS_IMAGES, ROBOTOOLS_ANNOTATIONS = 20, 100, 1570, 9109
+INSTRE_FOLDERS, INSTRE_IMAGES = 100, 11_011
+
+SCRIPTS = "create_dataset.py", "verify_dataset.py", "create_instre_subsets.py", "evaluate_retrieval.py"
+
+# What is run in a process of its own, for its figures not to depend on what was measured before. The last line that it
+# prints is: seconds, seconds of CPU, MB at its peak, MB that its peak grew by (the kernel's, so on Linux only).
+PROBE = """
+import sys, time
+def peak():
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) / 1e3 for line in file if line.startswith("VmHWM"))
+{setup}
+before, cpu, wall = peak(), time.process_time(), time.perf_counter()
+{code}
+print(time.perf_counter() - wall, time.process_time() - cpu, peak(), peak() - before)
+"""
+
+# A script, run in there as from the command line.
+SCRIPT = """
+import runpy
+sys.argv = {argv!r}
+try:
+    runpy.run_path(sys.argv[0], run_name="__main__")
+except SystemExit as end:
+    assert not end.code, end.code
+"""
+
+
+# --------------------------------------------------------------------------------------------------------------- trees
+
+
+def make_trees(folder, scale):
+    """Make VoxDet, VoxDet_no_queries (OWID without its queries) and INSTRE in a folder."""
+    rng = random.Random(0)
+    originals = os.path.join(folder, "originals")
+    make_owid(os.path.join(folder, "VoxDet", "OWID"), originals, scale, rng)
+    make_robotools(os.path.join(folder, "VoxDet", "RoboTools"), originals, scale, rng)
+    no_queries = os.path.join(folder, "VoxDet_no_queries", "OWID")
+    os.makedirs(os.path.join(no_queries, "P1"))
+    os.symlink(os.path.join("..", "..", "VoxDet", "OWID", "P2"), os.path.join(no_queries, "P2"))
+
+    photograph = os.path.join(originals, "instre.jpg")
+    make_sample.save(make_sample.draw_table((1000, 750), rng), photograph, quality=90)
+    for i in range(count(INSTRE_IMAGES, scale)):
+        name = f"{i % INSTRE_FOLDERS // 2 + 1:02d}{'ab'[i % 2]}_object"
+        path = os.path.join(folder, "INSTRE", "INSTRE-S1", name, f"{i // INSTRE_FOLDERS:03d}")
+        link(photograph, f"{path}.jpg")
+        make_sample.write(f"{i % 500} 100 {60 + i % 300} 200\n", f"{path}.txt")
+
+
+def make_owid(folder, originals, scale, rng):
+    pairs = [draw_query(originals, f"owid{i}", (640, 480), rng.randrange(150, 300), ".jpg", rng) for i in range(100)]
+    queries = itertools.cycle(pairs)
+    for instance in range(count(OWID_INSTANCES, scale)):
+        for frame in range(OWID_FRAMES):
+            for kind, path in zip(("rgb", "mask"), next(queries)):
+                link(path, os.path.join(folder, "P1", str(instance), kind, f"{frame:06d}.jpg"))
+
+    images, objects = count(OWID_IMAGES, scale), [draw_annotation(rng) for _ in range(300)]
+    for i in range(images):
+        link(pairs[i % 100][0], os.path.join(folder, "P2", "images", f"{i:06d}.jpg"))
+    for split, numbers in (("val", range(images // 50)), ("train", range(images // 50, images))):
+        annotations = []
+        for i in range(len(numbers) * OWID_ANNOTATIONS // OWID_IMAGES):
+            ids = {"id": i, "image_id": i % len(numbers), "category_id": i % count(OWID_INSTANCES, scale)}
+            annotations.append(json.dumps(ids)[:-1] + ", " + objects[i % len(objects)][1:])
+        records = [
+            json.dumps({"id": i, "file_name": f"images/{number:06d}.jpg", "width": 640, "height": 480})
+            for i, number in enumerate(numbers)
+        ]
+        text = '{{"info": {{}}, "images": [{}], "annotations": [{}]}}'.format(
+            ", ".join(records), ", ".join(annotations)
+        )
+        make_sample.write(text, folder, "P2", f"{split}_annotations.json")
+
+
+def draw_annotation(rng):
+    """JSON of an annotation of OWID without its ids: full-size RLE, and all that nobody needs."""
+    placed = make_sample.scatter([rng.random()], (640, 480), 78, rng)
+    _, (mask,) = make_sample.draw_scene((640, 480), rng, placed)
+    record = {"bbox": make_sample.box_of(mask), "area": int(mask.sum()), "iscrowd": 0, "num_ins": 5}
+    record["segmentation"] = make_sample.uncompressed_rle(mask)
+    for name, rows in (("neg_box", 10), ("cam_w", 4), ("obj_w", 4)):
+        record[name] = [[rng.uniform(-100, 600) for _ in range(4)] for _ in range(rows)]
+    return json.dumps(record)
+
+
+def make_robotools(folder, originals, scale, rng):
+    pairs = [draw_query(originals, f"tool{i}", (1920, 1080), rng.randrange(300, 600), ".png", rng) for i in range(8)]
+    queries = itertools.cycle(pairs)
+    for instance in range(ROBOTOOLS_INSTANCES):
+        for frame in range(count(ROBOTOOLS_FRAMES, scale)):
+            for kind, path in zip(("rgb", "mask"), next(queries)):
+                link(path, os.path.join(folder, "test_video", f"obj_{instance:06d}", kind, f"{frame:06d}.png"))
+    names = [f"{i % 24}/rgb/{i // 24:06d}.png" for i in range(count(ROBOTOOLS_IMAGES, scale))]
+    for i, name in enumerate(names):
+        link(pairs[i % 8][0], os.path.join(folder, "test", name))
+    coco = {"images": [], "annotations": []}
+    for i in range(count(ROBOTOOLS_ANNOTATIONS, scale)):
+        coco["images"].append({"id": i, "file_name": names[i % len(names)], "width": 1920, "height": 1080})
+        annotation = {"id": i, "image_id": i, "category_id": i % ROBOTOOLS_INSTANCES}
+        coco["annotations"].append({**annotation, "bbox": [5 * (i % 300), 300, 150, 150]})
+    make_sample.write(json.dumps(coco), folder, "test", "scene_gt_coco_all.json")
+
+
+def draw_query(folder, name, size, across, ending, rng):
+    """Draw a query: paths of its photograph and of its mask, of three equal channels, saved with Pillow's defaults."""
+    place = (name, across, rng.randrange(size[0] - across), rng.randrange(size[1] - across))
+    image, (mask,) = make_sample.draw_scene(size, rng, [place])
+    paths = [os.path.join(folder, f"{name}_{kind}{ending}") for kind in ("rgb", "mask")]
+    make_sample.save(image, paths[0], quality=92)
+    make_sample.save(Image.fromarray(np.uint8(mask)[..., None].repeat(3, 2) * 255), paths[1], quality=95)
+    return paths
+
+
+def link(source, path):
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    os.link(source, path)
+
+
+def count(full, scale):
+    return max(1, round(full * scale))
+
+
+# ------------------------------------------------------------------------------------------------------------ measuring
+
+
+def best_of(repeats, *functions, clock=time.process_time):
+    """Run functions in turn, several times. Returns the best time of each, in seconds of CPU."""
+    best = [float("inf")] * len(functions)
+    for _ in range(repeats):
+        for index, function in enumerate(functions):
+            start = clock()
+            with contextlib.redirect_stderr(io.StringIO()):  # no progress bars
+                function()
+            best[index] = min(best[index], clock() - start)
+    return best
+
+
+def probe(code, setup=""):
+    """Run code in a process of its own: [seconds, seconds of CPU, MB at its peak, MB that its peak grew by]."""
+    text = PROBE.format(setup=f"sys.path.insert(0, {ROOT!r})\n{setup}", code=code)
+    done = subprocess.run([sys.executable, "-c", text], stdout=subprocess.PIPE, check=True, text=True)
+    return list(map(float, done.stdout.splitlines()[-1].split()))
+
+
+def run(script, *arguments):
+    """Run a script of the project, as `probe`."""
+    return probe(SCRIPT.format(argv=[os.path.join(ROOT, script), *arguments]))
+
+
+def start_and_end(*command):
+    subprocess.run([sys.executable, *command], stdout=subprocess.DEVNULL, check=True)
+
+
+def best(measurements):
+    """The least of each figure."""
+    return [min(values) for values in zip(*measurements)]
+
+
+# ----------------------------------------------------------------------------------------------------------------- rows
+# Each yields (what, figure, unit, floor, target): the figure is to be at most target x floor.
+
+
+def bench_queries(folder, repeats):
+    for name, below, target in (("OWID", "OWID/P1", 1.5), ("RoboTools", "RoboTools/test_video", 1.2)):
+        path = os.path.join(folder, "VoxDet", below)
+        instances = 100 if name == "OWID" else 10  # enough for a figure
+        masks = []
+        for _, instance, _ in create_dataset.find_instances(path, name, instances, defaultdict(list)):
+            masks += [entry.path for entry in os.scandir(os.path.join(instance, "mask"))]
+
+        def floor(masks=masks):
+            for mask in masks:
+                with Image.open(mask) as image:
+                    image.draft("L", image.size)
+                    image.load()
+
+        def ours(path=path, instances=instances, name=name, masks=masks):
+            skipped = defaultdict(list)
+            found = create_dataset.find_instances(path, name, instances, skipped)
+            queries = create_dataset.read_queries(found, name, 1, skipped)
+            assert sum(1 for _ in queries) == len(masks), skipped
+
+        seconds, least = best_of(repeats, ours, floor)
+        yield f"create, {name} queries, CPU a mask", seconds / len(masks) * 1e3, "ms", least / len(masks) * 1e3, target
+
+
+def bench_workers(folder, repeats):
+    arguments = "--voxdet-root", os.path.join(folder, "VoxDet"), "--output-file", os.path.join(folder, "anns.pt")
+    runs = defaultdict(list)
+    for _ in range(repeats):
+        for workers in "12":
+            runs[workers].append(run("create_dataset.py", *arguments, "--workers", workers))
+    one, two = best(runs["1"]), best(runs["2"])
+    yield "create, 2 workers, seconds against 1 worker", two[0], "s", one[0], 1 / 1.85
+    yield "create, peak memory, 1 worker", one[2], "MB", None, 1500
+
+
+def bench_json(folder, repeats):
+    owid = os.path.join(folder, "VoxDet_no_queries", "OWID")
+    load = "\n".join(
+        f"with open({os.path.join(owid, 'P2', f'{split}_annotations.json')!r}) as file: {split} = json.load(file)"
+        for split in ("train", "val")
+    )
+    parse = f"entries = dict(create_dataset.parse_owid({owid!r}, 'OWID', None, 1, skipped))\nassert entries"
+    setup = "import create_dataset, collections; skipped = collections.defaultdict(list)"
+    ours, floor = [], []
+    for _ in range(repeats):
+        ours.append(probe(parse, setup))
+        floor.append(probe(load, "import json"))
+    ours, floor = best(ours), best(floor)
+    yield "create, OWID annotations, no masks to read, CPU", ours[1], "s", floor[1], 1.5
+    yield "create, the same, memory that it takes", ours[3], "MB", floor[3], 1
+
+
+def bench_verify(folder, repeats):
+    whole, tenth = os.path.join(folder, "anns.pt"), os.path.join(folder, "anns_tenth.pt")
+    save_annotations(dict(list(load_annotations(whole).items())[::10]), tenth)
+    runs = defaultdict(list)
+    for _ in range(repeats):
+        for file in (whole, tenth):
+            runs[file].append(run("verify_dataset.py", "--ann-file", file, "--skip-paths"))
+        runs["floor"].append(probe(f"torch.load({whole!r}, weights_only=True)", "import torch"))
+    ours, part, floor = (best(runs[name]) for name in (whole, tenth, "floor"))
+    yield "verify --skip-paths, CPU of the whole run", ours[1], "s", floor[1], 1.0
+    yield "verify, the same, seconds", ours[0], "s", floor[0], 1.0
+    yield "verify, peak memory", ours[2], "MB", None, 2000
+    yield "verify, ten times the entries", ours[1], "s", part[1], 11
+
+
+def bench_paths(folder, repeats):
+    paths = list(load_annotations(os.path.join(folder, "anns.pt")))
+    paths = random.Random(0).sample(paths, min(len(paths), 20_000))
+
+    def floor():
+        for path in paths:
+            os.stat(path)
+            Image.open(path).close()
+
+    def ours():
+        verify_dataset.check_paths(dict.fromkeys(paths), None, {}, verify_dataset.Findings())
+
+    seconds, least = best_of(repeats, ours, floor)
+    yield "verify, paths and image headers, CPU a path", seconds / len(paths) * 1e3, "ms", least / len(paths) * 1e3, 1.3
+
+
+def bench_instre(folder, repeats):
+    root = os.path.join(folder, "INSTRE")
+
+    def floor():
+        for at, _, names in os.walk(root):
+            for name in names:
+                path = os.path.join(at, name)
+                if name.endswith(".txt"):
+                    with open(path) as file:
+                        file.read()
+                else:
+                    Image.open(path).close()
+
+    def ours():
+        assert create_instre_subsets.parse_instre(root, "", "S1", 1, defaultdict(list))
+
+    seconds, least = best_of(repeats, ours, floor)
+    yield "instre, images and boxes, CPU", seconds, "s", least, 1.2
+
+
+def bench_help(_, repeats):
+    for script in SCRIPTS:
+        path = os.path.join(ROOT, script)
+        functions = lambda path=path: start_and_end(path, "--help"), lambda: start_and_end("-c", "pass")
+        ours, floor = best_of(3 * repeats, *functions, clock=time.perf_counter)
+        yield f"{script} --help, more than python -c pass", 1e3 * (ours - floor), "ms", None, 150
+
+
+# --------------------------------------------------------------------------------------------------------------- script
+
+
+def main():
+    parser = argparse.ArgumentParser(description="Measure the scripts against floors.")
+    parser.add_argument("--scale", type=float, default=0.05, help="share of the real size (default: 0.05)")
+    parser.add_argument("--folder", default="bench", help="where the trees are made (default: bench)")
+    parser.add_argument("--repeats", type=int, default=5, help="measurements, of which the best counts (default: 5)")
+    parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS), help="what to measure (default: all)")
+    args = parser.parse_args()
+    folder = os.path.join(args.folder, f"scale_{args.scale:g}")
+    if not os.path.isdir(folder):
+        print(f"making the trees in {folder} ...", file=sys.stderr)
+        make_trees(f"{folder}.unfinished", args.scale)
+        os.rename(f"{folder}.unfinished", folder)
+    print(f"scale {args.scale:g}, best of {args.repeats}, Python {platform.python_version()}, {os.cpu_count()} cores")
+    print(f"{'':<52}{'figure':>12}{'floor':>12}{'ratio':>8}{'to reach':>10}")
+    for name in args.rows:
+        for what, figure, unit, floor, target in ROWS[name](folder, args.repeats):
+            if floor is None:
+                cells = f"{figure:>9,.0f} {unit:<2}{'':>20}{target:>7,.0f} {unit}"
+            else:
+                cells = f"{figure:>9,.3f} {unit:<2}{floor:>9,.3f} {unit:<2}{figure / floor:>8.2f}{target:>10.2f}"
+            print(f"{what:<52}{cells}", flush=True)
+
+
+ROWS = {
+    "queries": bench_queries,
+    "workers": bench_workers,
+    "json": bench_json,
+    "verify": bench_verify,
+    "paths": bench_paths,
+    "instre": bench_instre,
+    "help": bench_help,
+}
+
+if __name__ == "__main__":
+    main()
