@@ -1,9 +1,10 @@
 # `make help` lists the targets.
 PYTHON ?= python3
 VENV ?= .venv
+SCALE ?= 0.05
 BIN = $(VENV)/bin
 
-.PHONY: help demo test lint clean
+.PHONY: help demo test lint bench clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1	/p' Makefile
@@ -21,12 +22,16 @@ demo: $(VENV)/run  ## set up, make the sample data, and run the scripts on it
 test: $(VENV)/dev  ## set up, and run the tests
 	$(BIN)/python -m pytest
 
-lint: $(VENV)/dev  ## check style and formatting
+lint: $(VENV)/dev  ## check style, formatting and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
-clean:  ## remove the virtual environment and the sample
-	rm -rf $(VENV) sample
+bench: $(VENV)/dev  ## measure speed and memory against floors; SCALE=1 is the size of the real data sets
+	$(BIN)/python benchmarks/benchmark.py --scale $(SCALE) --folder bench
+
+clean:  ## remove the virtual environment, the sample and the trees of the benchmark
+	rm -rf $(VENV) sample bench
 
 $(VENV)/run: requirements.txt constraints.txt
 	$(PYTHON) -m venv $(VENV)

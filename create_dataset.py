@@ -9,6 +9,8 @@ Out  anns.pt                   one dict, image path -> entry (see `query_entry` 
 Exit status: 0 fine, 1 something was skipped and --strict was given, 2 the run could not be done.
 """
 
+from __future__ import annotations
+
 import argparse
 import array
 import functools
@@ -18,10 +20,11 @@ import re
 import sys
 import time
 from collections import defaultdict
+from typing import Any, Iterator
 
 import numpy as np
 import pycocotools.mask as coco_mask
-from PIL import ImageChops
+from PIL import Image, ImageChops
 
 from soir_common import (
     MAX_COORDINATE,
@@ -57,7 +60,7 @@ MAX_OUTLINE = 10_000_000
 # -------------------------------------------------------------------------------------------------------- the two sets
 
 
-def parse_owid(folder, key, max_instances, workers, skipped):
+def parse_owid(folder: str, key: str, max_instances: int | None, workers: int, skipped: dict) -> Iterator[tuple]:
     """Yield (image path, entry) for OWID: its queries, then its gallery images, each in natural order.
 
     folder         the OWID folder, with P1 and P2 in it
@@ -68,7 +71,7 @@ def parse_owid(folder, key, max_instances, workers, skipped):
     """
     # Both files count ids from 0, so each is joined by itself; val comes last, since an image that shows a val
     # instance is a val image. Both are read first: a broken download shows before the hour that the masks take.
-    images = {}
+    images: dict[str, dict] = {}
     train = read_coco(os.path.join(folder, "P2", "train_annotations.json"))
     add_gallery(images, train, "train", f"{key}/P2", skipped)
     val = read_coco(os.path.join(folder, "P2", "val_annotations.json"))
@@ -97,9 +100,9 @@ def parse_owid(folder, key, max_instances, workers, skipped):
             yield path, gallery_entry(boxes, rles, ids, "OWID", image["split"], num_ins)
 
 
-def parse_robotools(folder, key, max_instances, workers, skipped):
+def parse_robotools(folder: str, key: str, max_instances: int | None, workers: int, skipped: dict) -> Iterator[tuple]:
     """Yield (image path, entry) for RoboTools, or for a test set in its layout; see `parse_owid`."""
-    images = {}
+    images: dict[str, dict] = {}
     test = read_coco(os.path.join(folder, "test", "scene_gt_coco_all.json"))
     add_gallery(images, test, "test", f"{key}/test", skipped)
 
@@ -119,7 +122,7 @@ def parse_robotools(folder, key, max_instances, workers, skipped):
 # ------------------------------------------------------------------------------------------------------------- queries
 
 
-def find_instances(folder, key, max_instances, skipped):
+def find_instances(folder: str, key: str, max_instances: int | None, skipped: dict) -> list[tuple]:
     """List (instance id, folder, key) of the instance folders in natural order.
 
     The id is the number after the last `_` of the name: `5` in OWID, `obj_000005` in RoboTools. Files that lie
@@ -141,22 +144,23 @@ def find_instances(folder, key, max_instances, skipped):
     return instances[:max_instances]
 
 
-def read_queries(instances, title, workers, skipped):
+def read_queries(instances: list, title: str, workers: int, skipped: dict) -> Iterator[tuple[str, int, dict, tuple]]:
     """Yield (image path, instance id, rle, box) of every query that can be used."""
     queries = []
     for instance, folder, key in instances:
-        images, masks = list_images(os.path.join(folder, "rgb")), {}
+        images = [(stem(name), name) for name in list_images(os.path.join(folder, "rgb"))]
+        masks: dict[str, str] = {}
         for name in list_images(os.path.join(folder, "mask")):
             if masks.setdefault(stem(name), name) != name:
                 skipped["second mask of the same query"].append(f"{key}/mask/{name}")
         if not images:
             skipped["instance folder without images in rgb/"].append(key)
-        for name in images:
-            if stem(name) in masks:
-                queries.append((folder, name, masks[stem(name)], key, instance))
+        for frame, name in images:
+            if frame in masks:
+                queries.append((folder, name, masks[frame], key, instance))
             else:
                 skipped["query without a mask"].append(f"{key}/rgb/{name}")
-        for unused in sorted(masks.keys() - set(map(stem, images))):
+        for unused in sorted(masks.keys() - {frame for frame, _ in images}):
             skipped["mask without an image"].append(f"{key}/mask/{masks[unused]}")
 
     results = map_ordered(read_query, queries, workers, title)
@@ -168,7 +172,7 @@ def read_queries(instances, title, workers, skipped):
             yield path, instance, {"size": list(size), "counts": counts}, box
 
 
-def read_query(query):
+def read_query(query: tuple) -> tuple:
     """Read a query, in a worker: (fault or None, (height, width), counts of the RLE, box)."""
     folder, image_name, mask_name, _, _ = query
     try:
@@ -183,7 +187,7 @@ def read_query(query):
     return None, (height, width), rle["counts"], box
 
 
-def read_mask(path):
+def read_mask(path: str) -> tuple[dict | None, tuple | None]:
     """Read a mask image: (rle, box), the box being half-open (x1, y1, x2, y2); (None, None) if no pixel is set.
 
     JPEG masks are 255 times the mask, with ringing around every contour, so there half of 255 separates object and
@@ -199,7 +203,7 @@ def read_mask(path):
     return encode_mask(values > (values.max() / 2 if lossless else 127), rectangle[:2], image.size)
 
 
-def brightness(image):
+def brightness(image: Image.Image) -> Image.Image:
     """A mask in any mode -> one channel: the brightest of its colours, or its alpha if nothing else is set."""
     if image.mode in ("P", "PA"):
         image = image.convert("RGBA" if image.mode == "PA" or "transparency" in image.info else "RGB")
@@ -211,13 +215,11 @@ def brightness(image):
         return functools.reduce(ImageChops.lighter, image.split())
     *colours, alpha = image.split()
     visible = ImageChops.multiply(functools.reduce(ImageChops.lighter, colours), alpha)
-    lowest, highest = alpha.getextrema()
-    return (
-        alpha if visible.getbbox() is None and lowest < highest else visible
-    )  # an alpha that is constant shows nothing
+    is_constant = len(set(alpha.getextrema())) == 1
+    return alpha if visible.getbbox() is None and not is_constant else visible  # a constant alpha shows nothing
 
 
-def encode_mask(foreground, corner, size):
+def encode_mask(foreground: np.ndarray, corner: tuple, size: tuple) -> tuple[dict | None, tuple | None]:
     """Encode a mask of which only a rectangle is not empty: (rle, box) as in `read_mask`.
 
     foreground  bool [h, w], the rectangle
@@ -242,7 +244,7 @@ def encode_mask(foreground, corner, size):
     return compress_runs(runs, height, width), box
 
 
-def compress_runs(runs, height, width):
+def compress_runs(runs: np.ndarray, height: int, width: int) -> dict:
     """Run lengths -> COCO RLE {"size": [height, width], "counts": str}.
 
     runs  uint32 [N], that sum to height * width, in column-major order, the first one background
@@ -259,10 +261,10 @@ def compress_runs(runs, height, width):
 # ------------------------------------------------------------------------------------------------------------- gallery
 
 
-def read_coco(path):
+def read_coco(path: str) -> dict:
     """Read a COCO file: its lists of dict "images" and "annotations", with the keys of COCO_KEYS. SoirError."""
 
-    def shrink(record):
+    def shrink(record: dict):
         if (
             "counts" in record and "image_id" not in record
         ):  # an RLE: its list of run lengths takes fifty times the memory of the string
@@ -278,7 +280,7 @@ def read_coco(path):
     return {name: [r if isinstance(r, dict) else {} for r in coco[name]] for name in ("images", "annotations")}
 
 
-def compress_rle(record):
+def compress_rle(record: dict) -> dict:
     """RLE of a COCO file, column-major, as list of run lengths or compressed -> compressed RLE. ValueError."""
     size, counts = record.get("size"), record["counts"]
     if not isinstance(size, list) or len(size) != 2:
@@ -295,7 +297,7 @@ def compress_rle(record):
     return compress_runs(runs, *size)
 
 
-def add_gallery(images, coco, split, key, skipped):
+def add_gallery(images: dict, coco: dict, split: str, key: str, skipped: dict) -> None:
     """Join the annotations of a COCO file to their images, in `images`: file name -> {split, size, annotations}.
 
     Images are merged by file: RoboTools has one image record an annotation, each with an id of its own.
@@ -321,7 +323,7 @@ def add_gallery(images, coco, split, key, skipped):
             images[name]["annotations"].append(annotation)
 
 
-def read_gallery(images, folder, key, title, workers, skipped):
+def read_gallery(images: dict, folder: str, key: str, title: str, workers: int, skipped: dict) -> Iterator[tuple]:
     """Yield (image path, image of `add_gallery`) of every image that has annotations and can be read."""
     names = []
     for name in sorted(images, key=natural_key):
@@ -341,7 +343,7 @@ def read_gallery(images, folder, key, title, workers, skipped):
             yield f"{key}/{name}", image
 
 
-def read_size(path):
+def read_size(path: str) -> tuple[int, int] | None:
     """(height, width) of an image, in a worker; None if it cannot be read."""
     try:
         width, height = image_size(path, is_whole=True)
@@ -350,7 +352,7 @@ def read_size(path):
     return height, width
 
 
-def usable_annotations(path, image, wanted, skipped):
+def usable_annotations(path: str, image: dict, wanted: set | None, skipped: dict) -> Iterator[tuple[dict, tuple]]:
     """Yield (annotation, half-open box) of an image's annotations; `wanted` is a set of instance ids, None for all."""
     for annotation in image["annotations"]:
         box = corners(annotation.get("bbox"))
@@ -364,7 +366,7 @@ def usable_annotations(path, image, wanted, skipped):
             yield annotation, box
 
 
-def read_segmentation(segmentation, height, width):
+def read_segmentation(segmentation: Any, height: int, width: int) -> dict:
     """A COCO segmentation of an image of that size -> compressed RLE. Raises ValueError if it is none, or empty.
 
     segmentation  RLE as `read_coco` left it, a ValueError if it was none, or polygons [[x1, y1, x2, ...], ...]
@@ -384,7 +386,7 @@ def read_segmentation(segmentation, height, width):
     return rle
 
 
-def draw_polygons(polygons, height, width):
+def draw_polygons(polygons: list, height: int, width: int) -> dict:
     """COCO polygons -> compressed RLE of their union, as pycocotools draws them. ValueError."""
     if not polygons:
         raise ValueError("no segmentation")
@@ -404,7 +406,7 @@ def draw_polygons(polygons, height, width):
 # ------------------------------------------------------------------------------------------------------- small helpers
 
 
-def list_images(folder):
+def list_images(folder: str) -> list[str]:
     """Names of the images in a folder, in natural order; none if there is no such folder."""
     try:
         return image_names(folder)
@@ -412,17 +414,17 @@ def list_images(folder):
         return []
 
 
-def stem(name):
-    return os.path.splitext(name)[0]
+def stem(name: str) -> str:
+    return name.rpartition(".")[0]
 
 
-def is_id(record, name):
+def is_id(record: dict, name: str) -> bool:
     """Whether record[name] is an integer from 0 to 2^63 - 1 (a bool is no id, nor is the text "5")."""
     value = record.get(name)
     return type(value) is int and 0 <= value < 2**63
 
 
-def is_safe(name):
+def is_safe(name: Any) -> bool:
     """Whether the file name of a COCO file stays inside its folder. It is somebody else's text: nothing is believed."""
     return (
         isinstance(name, str)
@@ -433,7 +435,7 @@ def is_safe(name):
     )
 
 
-def shorten(value):
+def shorten(value: Any) -> str:
     """What a report shows of a value that may be anything."""
     if not isinstance(value, (str, int)):
         return f"({type(value).__name__})"
@@ -444,7 +446,7 @@ def shorten(value):
 # -------------------------------------------------------------------------------------------------------------- script
 
 
-def parse_args():
+def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description="Build the VoxDet-SoIR annotation file from a VoxDet download.",
         epilog="Exit status: 0 fine, 1 something was skipped and --strict was given, 2 the run could not be done.",
@@ -466,7 +468,7 @@ def parse_args():
     return parser.parse_args()
 
 
-def find_sets(args):
+def find_sets(args: argparse.Namespace) -> list[tuple]:
     """List (parser, path in the root) of the sets to read. Raises SoirError if a part of one is missing."""
     candidates = [args.robotools_path]
     if args.robotools_path == "RoboTools":
@@ -475,7 +477,7 @@ def find_sets(args):
     robotools = (there or candidates)[0]
     owid_parts = "P1", "P2/train_annotations.json", "P2/val_annotations.json"
     robotools_parts = "test_video", "test/scene_gt_coco_all.json"
-    sets = []
+    sets: list[tuple] = []
     if not args.skip_owid:
         sets.append(("OWID", parse_owid, args.owid_path, owid_parts))
     if not args.skip_robotools:
@@ -489,14 +491,29 @@ def find_sets(args):
         for part in parts:
             expected = os.path.join(args.voxdet_root, path, part)
             if not os.path.exists(expected):
+                deeper = find_deeper(args.voxdet_root, os.path.join(path, part))
                 raise SoirError(
                     f"{name} is not complete: expected {expected}, which is not there. "
-                    f"Name its folders with --voxdet-root and --{option}-path, or leave it out with --skip-{option}"
+                    + (
+                        f"It is one level deeper: try --voxdet-root {deeper}"
+                        if deeper
+                        else f"Name its folders with --voxdet-root and --{option}-path, "
+                        f"or leave it out with --skip-{option}"
+                    )
                 )
     return [(parse, path) for _, parse, path, _ in sets]
 
 
-def print_summary(annotations):
+def find_deeper(root: str, path: str) -> str | None:
+    """The folder in the root, `data/` perhaps, that holds the path instead; None if there is none."""
+    try:
+        folders = [os.path.join(root, name) for name in sorted(os.listdir(root))]
+    except OSError:
+        return None
+    return next((folder for folder in folders if os.path.exists(os.path.join(folder, path))), None)
+
+
+def print_summary(annotations: dict) -> None:
     """Print a table with a row a set."""
     print(f"{'set':<12}{'queries':>10}{'gallery images':>16}{'boxes':>10}{'instances':>11}")
     for name in ("OWID", "RoboTools"):
@@ -509,11 +526,11 @@ def print_summary(annotations):
             print(f"{name:<12}{queries:>10,}{len(gallery):>16,}{boxes:>10,}{len(instances):>11,}")
 
 
-def main():
+def main() -> int:
     args = parse_args()
     start = time.monotonic()
     check_output(args.output_file)
-    skipped = defaultdict(list)
+    skipped: dict[str, list[str]] = defaultdict(list)
     annotations = {}
     for parse, path in find_sets(args):
         folder = os.path.join(args.voxdet_root, path)

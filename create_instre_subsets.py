@@ -21,6 +21,8 @@ So XXS is a subset of XS, and other instances, present or not, change nothing fo
 Exit status: 0 fine, 1 something was skipped and --strict was given, 2 the run could not be done.
 """
 
+from __future__ import annotations
+
 import argparse
 import hashlib
 import math
@@ -29,6 +31,7 @@ import re
 import sys
 import zlib
 from collections import defaultdict, namedtuple
+from typing import Iterator
 
 import numpy as np
 
@@ -64,7 +67,7 @@ Photograph = namedtuple("Photograph", "path name part folder boxes ins size")
 # ------------------------------------------------------------------------------------------------------------- reading
 
 
-def find_part(root, part):
+def find_part(root: str, part: str) -> str:
     """Path below the root of INSTRE-S1, say: in the root or in INSTRE_release/, in any case. Raises SoirError."""
     for base in ("", *match_names(root, "instre_release")):
         for name in match_names(os.path.join(root, base), f"instre-{part.lower()}"):
@@ -76,14 +79,14 @@ def find_part(root, part):
     )
 
 
-def match_names(folder, lower_name):
+def match_names(folder: str, lower_name: str) -> list[str]:
     try:
         return [name for name in sorted(os.listdir(folder)) if name.lower() == lower_name]
     except OSError as error:
         raise SoirError(f"cannot read the folder {folder}: {error.strerror}; see --instre-root") from error
 
 
-def parse_instre(root, key_root, part, workers, skipped):
+def parse_instre(root: str, key_root: str, part: str, workers: int, skipped: dict) -> list[Photograph]:
     """List the Photographs of a part, in natural order. What is left out is added to skipped: reason -> places."""
     below = find_part(root, part)
     tasks = []
@@ -115,14 +118,15 @@ def parse_instre(root, key_root, part, workers, skipped):
     return photographs
 
 
-def find_instances(root, below, part, skipped):
+def find_instances(root: str, below: str, part: str, skipped: dict) -> Iterator[tuple]:
     """Yield (folder name, tuple of the instance ids of its boxes) of a part, in natural order.
 
     The ids come from the folder's own number and letter, so that they do not depend on what else is there: 10 x number
     + 1 for a, + 2 for b, + 0 without a letter; from 10,001 in S2. A folder of INSTRE-M shows the two objects of S1 with
     its number. A folder without a number gets its id from a hash of its name.
     """
-    seen = {}
+    seen: dict[tuple, str] = {}
+    ids: tuple[int, ...]
     for folder in sorted(os.listdir(os.path.join(root, below)), key=natural_key):
         if not os.path.isdir(os.path.join(root, below, folder)) or folder.startswith("."):
             continue
@@ -143,7 +147,7 @@ def find_instances(root, below, part, skipped):
         yield folder, ids
 
 
-def read_photograph(task):
+def read_photograph(task: tuple) -> tuple[list, list, float | None]:
     """Read (image file, box file, ...), in a worker: (faults, half-open boxes inside the image, object size in %)."""
     image_file, box_file = task[:2]
     try:
@@ -175,7 +179,7 @@ def read_photograph(task):
     return faults, boxes, size
 
 
-def parse_line(line):
+def parse_line(line: str) -> list | None:
     """`x y w h`, separated by white space or commas -> list of four numbers; None if it is not that."""
     words = re.split(r"[\s,]+", line.strip().strip(","))
     if len(words) != 4 or not all(re.fullmatch(r"[-+]?[0-9]{1,12}(\.[0-9]{0,12})?", word) for word in words):
@@ -184,14 +188,14 @@ def parse_line(line):
     return [int(number) if number.is_integer() else number for number in numbers]
 
 
-def area(box):
+def area(box: tuple) -> float:
     return (box[2] - box[0]) * (box[3] - box[1])
 
 
 # ------------------------------------------------------------------------------------------------------------- subsets
 
 
-def assign_roles(photographs, seed, query_fraction):
+def assign_roles(photographs: list, seed: int, query_fraction: float) -> set:
     """Names of the photographs that become queries, of those that can be in XS; the others are gallery (step 2)."""
     instances = defaultdict(list)
     for photograph in photographs:
@@ -204,7 +208,7 @@ def assign_roles(photographs, seed, query_fraction):
     return queries
 
 
-def roles_from_lists(photographs, query_list, gallery_list, skipped):
+def roles_from_lists(photographs: list, query_list: str, gallery_list: str, skipped: dict) -> tuple[list, set]:
     """Roles from the lists of a paper: (photographs that are in either, names of the queries). SoirError."""
     queries, gallery = read_list(query_list), read_list(gallery_list)
     both = sorted(queries & gallery)
@@ -224,7 +228,7 @@ def roles_from_lists(photographs, query_list, gallery_list, skipped):
     return chosen, queries
 
 
-def read_list(path):
+def read_list(path: str) -> set[str]:
     """The lines of a text file: a set of paths like INSTRE-S1/01a_canada_book/013.jpg. SoirError."""
     try:
         with open_regular(path) as file:
@@ -235,7 +239,7 @@ def read_list(path):
     return {name[2:] if name.startswith("./") else name for name in names if name}
 
 
-def select_subset(photographs, queries):
+def select_subset(photographs: list, queries: set) -> list[tuple]:
     """The photographs of a subset: list of (photograph, is query, indices of the objects that count) (step 4)."""
     asked = {photograph.ins[0] for photograph in photographs if photograph.name in queries}
     shown = {i for photograph in photographs if photograph.name not in queries for i in photograph.ins}
@@ -248,7 +252,7 @@ def select_subset(photographs, queries):
     return subset
 
 
-def make_annotations(subset, set_name):
+def make_annotations(subset: list, set_name: str) -> dict:
     """The dict of an annotation file: first the queries, then the gallery images."""
     annotations = {}
     for photograph, is_query, _ in subset:
@@ -268,7 +272,7 @@ def make_annotations(subset, set_name):
 # -------------------------------------------------------------------------------------------------------------- report
 
 
-def figures(photographs, queries=None):
+def figures(photographs: list, queries: int | None = None) -> dict:
     """What a row of the table shows."""
     return {
         "instances": len({instance for photograph in photographs for instance in photograph.ins}),
@@ -290,7 +294,7 @@ COLUMNS = [
 ]
 
 
-def print_table(rows):
+def print_table(rows: list) -> None:
     """Print (name, figures) rows, and below each the published figures of that name."""
     print(f"{'':<26}" + "".join(f"{title:>16}" for title, _, _ in COLUMNS))
     for name, values in rows:
@@ -306,7 +310,7 @@ def print_table(rows):
 # -------------------------------------------------------------------------------------------------------------- script
 
 
-def parse_args():
+def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description="Build INSTRE-XS and INSTRE-XXS, the small-object subsets of INSTRE.",
         epilog="Exit status: 0 fine, 1 something was skipped and --strict was given, 2 the run could not be done.",
@@ -330,26 +334,26 @@ def parse_args():
     return args
 
 
-def percent(text):
+def percent(text: str) -> float:
     value = float(text)
     if not 0 < value <= 100:
         raise argparse.ArgumentTypeError(f"expected more than 0 and at most 100 %, found {text}")
     return value
 
 
-def fraction(text):
+def fraction(text: str) -> float:
     value = float(text)
     if not 0 < value < 1:
         raise argparse.ArgumentTypeError(f"expected a number between 0 and 1, found {text}")
     return value
 
 
-def main():
+def main() -> int:
     args = parse_args()
     outputs = [os.path.join(args.output_dir, name) for name in ("instre_xs.pt", "instre_xxs.pt")]
     for output in outputs:
         check_output(output)
-    skipped = defaultdict(list)
+    skipped: dict[str, list[str]] = defaultdict(list)
     photographs, rows = [], []
     key_root = "" if args.relative_paths else args.instre_root
     for part in [part for part in PARTS if part in args.parts]:
@@ -379,8 +383,8 @@ def main():
     print_table(rows)
     print_skipped(skipped)
     print()
-    for (output, annotations), size in zip(files, sizes):
-        print(f"wrote {output}: {len(annotations):,} entries, {size / 1e3:,.0f} kB")
+    for (output, entries), size in zip(files, sizes):
+        print(f"wrote {output}: {len(entries):,} entries, {size / 1e3:,.0f} kB")
     return 1 if args.strict and skipped else 0
 
 

@@ -22,6 +22,8 @@ a ranking does not list counts as not retrieved. Equal scores are ordered as the
 Exit status: 0 fine, 1 the run has faults (an unknown path, a query without a ranking, ...), 2 it could not be scored.
 """
 
+from __future__ import annotations
+
 import argparse
 import csv
 import io
@@ -29,6 +31,7 @@ import json
 import math
 import sys
 from collections import Counter, defaultdict
+from typing import Any, Iterable, Iterator
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -61,7 +64,7 @@ BLOCK = 16_000_000
 # ------------------------------------------------------------------------------------------------------------- metrics
 
 
-def score_ranks(ranks, relevant):
+def score_ranks(ranks: np.ndarray, relevant: int) -> dict:
     """The metrics of a query.
 
     ranks     ranks of the relevant images that were retrieved, from 1, in ascending order
@@ -82,7 +85,7 @@ def score_ranks(ranks, relevant):
     return {name: float(value) for name, value in result.items()}
 
 
-def box_iou(a, b):
+def box_iou(a: tuple, b: tuple) -> float:
     """Intersection over union of two (x1, y1, x2, y2) boxes."""
     width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
     if width <= 0 or height <= 0:
@@ -91,7 +94,7 @@ def box_iou(a, b):
     return width * height / (sum(areas) - width * height)
 
 
-def bootstrap_interval(values, groups):
+def bootstrap_interval(values: list, groups: list) -> tuple:
     """95 % interval of the mean of values, resampling the groups: queries of one instance are not independent."""
     _, index = np.unique(groups, return_inverse=True)
     sums, counts = np.bincount(index, weights=values), np.bincount(index)
@@ -100,13 +103,14 @@ def bootstrap_interval(values, groups):
     for _ in range(BOOTSTRAP):
         chosen = random.randint(0, sums.size, sums.size)
         means.append(sums[chosen].sum() / counts[chosen].sum())
-    return [float(value) for value in np.percentile(means, (2.5, 97.5))]
+    low, high = np.percentile(means, (2.5, 97.5))
+    return float(low), float(high)
 
 
 # --------------------------------------------------------------------------------------------------------------- input
 
 
-def read_rankings(path, queries, gallery, others, faults):
+def read_rankings(path: str, queries: list, gallery: list, others: set, faults: dict) -> Iterator[tuple]:
     """Yield (query path, positions in `gallery`, best first, boxes or None) for every query.
 
     queries, gallery  lists of paths
@@ -132,7 +136,7 @@ def read_rankings(path, queries, gallery, others, faults):
         yield (query, *read_ranking(query, ranking, position, faults))
 
 
-def read_ranking(query, ranking, position, faults):
+def read_ranking(query: Any, ranking: Any, position: dict, faults: dict) -> tuple:
     """Positions of the ranked gallery images, and their boxes or None. An unknown path keeps its rank, as -1."""
     found, seen = [], set()
     for item in ranking:
@@ -162,13 +166,13 @@ def read_ranking(query, ranking, position, faults):
     return indices, boxes if any(box is not None for box in boxes) else None
 
 
-def ranked_path(item):
+def ranked_path(item: Any) -> Any:
     """The path of an item of a ranking: path, [path, score] or [path, score, box]; None if it has none."""
     path = item[0] if isinstance(item, (list, tuple)) and item else item
     return path if isinstance(path, str) else None
 
 
-def is_box(box):
+def is_box(box: Any) -> bool:
     return (
         isinstance(box, (list, tuple))
         and len(box) == 4
@@ -178,7 +182,7 @@ def is_box(box):
     )
 
 
-def read_features(path):
+def read_features(path: str) -> tuple[list, list]:
     """Features of images: (list of paths, matrix [paths, dimension], float32). Raises SoirError.
 
     The file is .pt (as torch.save wrote it) or .npz, and holds path -> vector, or {"paths": [...], "features": matrix}.
@@ -208,7 +212,7 @@ def read_features(path):
     return list(content), list(content.values())
 
 
-def rank_features(path, annotations, queries, gallery, faults):
+def rank_features(path: str, annotations: dict, queries: list, gallery: list, faults: dict) -> Iterator[tuple]:
     """As `read_rankings`, by cosine similarity, against the gallery of the query's own set."""
     vectors = {}
     for name, vector in zip(*read_features(path)):
@@ -231,20 +235,20 @@ def rank_features(path, annotations, queries, gallery, faults):
         else:
             usable.add(name)
     for set_name in SETS:
-        candidates = [i for i, p in enumerate(gallery) if annotations[p]["set"] == set_name and p in usable]
+        chosen = [i for i, p in enumerate(gallery) if annotations[p]["set"] == set_name and p in usable]
         asking = [name for name in queries if annotations[name]["set"] == set_name]
-        matrix = unit_rows([vectors[gallery[i]] for i in candidates], length)
-        candidates = np.array(candidates, dtype=np.int64)
+        matrix = unit_rows([vectors[gallery[i]] for i in chosen], length)
+        candidates = np.array(chosen, dtype=np.int64)
         step = max(1, BLOCK // max(1, len(candidates)))
         for start in range(0, len(asking), step):
             block = asking[start : start + step]
             similarity = unit_rows([vectors[n] if n in usable else np.zeros(length) for n in block], length) @ matrix.T
             for name, row in zip(block, similarity):
-                order = np.argsort(-row, kind="stable") if name in usable else []
+                order = np.argsort(-row, kind="stable") if name in usable else slice(0)
                 yield name, candidates[order], None
 
 
-def unit_rows(vectors, length):
+def unit_rows(vectors: list, length: int) -> np.ndarray:
     matrix = np.array(vectors, dtype=np.float32).reshape(-1, length)
     return matrix / np.maximum(np.linalg.norm(matrix, axis=1, keepdims=True), 1e-30)
 
@@ -252,7 +256,7 @@ def unit_rows(vectors, length):
 # ----------------------------------------------------------------------------------------------------------- evaluation
 
 
-def evaluate(annotations, queries, gallery, results, faults):
+def evaluate(annotations: dict, queries: list, gallery: list, results: Iterable, faults: dict) -> list[dict]:
     """Score every query. Returns a list of dict, a query each: path, set, instance, split, relevant, metrics, top.
 
     results  (query path, positions in gallery, boxes or None) of every query
@@ -283,13 +287,13 @@ def evaluate(annotations, queries, gallery, results, faults):
     return scores
 
 
-def best_iou(entry, instance, box):
+def best_iou(entry: dict, instance: int, box: tuple | None) -> float:
     if box is None:
         return 0.0
     return max(box_iou(box, other) for other, number in zip(entry["bbox"], entry["ins"]) if number == instance)
 
 
-def object_sizes(annotations, gallery, base_path):
+def object_sizes(annotations: dict, gallery: list, base_path: str | None) -> dict:
     """Mean share, in % of the image, that an instance's boxes cover in the gallery: (set, instance) -> share."""
     shares = defaultdict(list)
     for path in gallery:
@@ -308,7 +312,7 @@ def object_sizes(annotations, gallery, base_path):
     return {instance: float(np.mean(values)) for instance, values in shares.items()}
 
 
-def add_groups(scores, annotations, gallery, base_path):
+def add_groups(scores: list, annotations: dict, gallery: list, base_path: str | None) -> None:
     """Add to each score its difficulty and the size of its object, as classes."""
     occurrences = Counter((annotations[path]["set"], i) for path in gallery for i in annotations[path]["ins"])
     sizes = object_sizes(annotations, gallery, base_path)
@@ -319,7 +323,7 @@ def add_groups(scores, annotations, gallery, base_path):
         row["size"] = "unknown" if size is None else next(name for name, limit in SIZES if size < limit)
 
 
-def summarize(scores):
+def summarize(scores: list) -> list[tuple]:
     """Means over all queries and over each group: list of (group, {"queries", "mAP", "mAP_interval", ...})."""
     groups = [("all", scores)]
     for field, values in (
@@ -335,7 +339,7 @@ def summarize(scores):
     return [(name, summarize_group(members)) for name, members in groups]
 
 
-def summarize_group(members):
+def summarize_group(members: list) -> dict:
     instances = [f"{row['set']} {row['instance']}" for row in members]
     average = [row["AP"] for row in members]
     first_ranks = [math.inf if row["first_rank"] is None else row["first_rank"] for row in members]
@@ -361,7 +365,7 @@ def summarize_group(members):
 # -------------------------------------------------------------------------------------------------------------- output
 
 
-def print_summary(groups):
+def print_summary(groups: list) -> None:
     print(f"{'':<22}{'queries':>9}{'mAP':>8}{'95 % interval':>17}{'MRR':>8}{'first rank':>12}")
     for name, values in groups:
         low, high = values["mAP_interval"]
@@ -380,7 +384,7 @@ def print_summary(groups):
         print(f"IoU of the first hit: {overall['IoU']:.4f}")
 
 
-def make_csv(scores):
+def make_csv(scores: list) -> bytes:
     """The scores, a query a line."""
     columns = [name for name in max(scores, key=len) if name != "top"]
     text = io.StringIO()
@@ -390,7 +394,7 @@ def make_csv(scores):
     return text.getvalue().encode("utf-8", "backslashreplace")
 
 
-def draw_worst(scores, count, annotations, gallery, base_path):
+def draw_worst(scores: list, count: int, annotations: dict, gallery: list, base_path: str | None) -> Image.Image:
     """A row for each of the queries of lowest AP: the query, then its first five, right in green, wrong in red."""
     worst = sorted(scores, key=lambda row: (row["AP"], row["path"]))[:count]
     line = TILE_HEIGHT + 3 * MARGIN + 30
@@ -419,18 +423,20 @@ def draw_worst(scores, count, annotations, gallery, base_path):
     return picture
 
 
-def tile(path, base_path, boxes, colour):
+def tile(path: str | None, base_path: str | None, boxes: list, colour: tuple) -> Image.Image:
     full = full_path(path, base_path) if path else None
     try:
-        return fit(read_image(full).convert("RGB"), boxes, colour)
-    except (OSError, TypeError):  # not there, or no path at all
-        return Image.new("RGB", (TILE_WIDTH, TILE_HEIGHT))
+        if full:
+            return fit(read_image(full).convert("RGB"), boxes, colour)
+    except OSError:
+        pass
+    return Image.new("RGB", (TILE_WIDTH, TILE_HEIGHT))
 
 
 # -------------------------------------------------------------------------------------------------------------- script
 
 
-def parse_args():
+def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description="Score a retrieval run on an annotation file.",
         epilog="Exit status: 0 fine, 1 the run has faults, which are listed, 2 it could not be scored.",
@@ -449,7 +455,7 @@ def parse_args():
     return parser.parse_args()
 
 
-def main():
+def main() -> int:
     args = parse_args()
     for output in filter(None, (args.report, args.per_query, args.preview)):
         check_output(output)
@@ -463,7 +469,7 @@ def main():
     queries = [path for path, entry in chosen.items() if entry["is_query"]]
     gallery = [path for path, entry in chosen.items() if not entry["is_query"]]
 
-    faults = defaultdict(list)
+    faults: dict[str, list[str]] = defaultdict(list)
     if args.rankings:
         results = read_rankings(args.rankings, queries, gallery, annotations.keys() - chosen.keys(), faults)
     else:

@@ -3,18 +3,21 @@
 from safe_loading import load_annotations
 """
 
+from __future__ import annotations
+
 import gc
 import io
 import pickle
 import re
 import zipfile
+from typing import Any, Callable
 
 import numpy as np
 
 from soir_common import SoirError, open_regular
 
 
-def load_annotations(path):
+def load_annotations(path: str) -> dict:
     """Load an annotation file: a dict, image path -> entry. Raises SoirError if it is none; see `load_plain`."""
     annotations = load_plain(path)
     if type(annotations) is not dict:
@@ -22,7 +25,7 @@ def load_annotations(path):
     return annotations
 
 
-def load_plain(path):
+def load_plain(path: str) -> Any:
     """Load plain Python values from a file that torch saved. Nothing that is in the file is run.
 
     Unlike `torch.load`, it also takes what older files hold, NumPy numbers and arrays and defaultdicts, and turns it
@@ -46,7 +49,7 @@ def load_plain(path):
         raise SoirError(f"{path} was not loaded, for it is no torch file of plain values: {reason}") from error
 
 
-def _read_pickle(archive):
+def _read_pickle(archive: zipfile.ZipFile) -> bytes:
     """The one pickle of an archive that torch saved. Sizes are checked before they are believed."""
     names = archive.namelist()
     if any(name.startswith("/") or ".." in name.split("/") for name in names):
@@ -65,7 +68,7 @@ _FIXED = rb"[(.N\x88\x89\])}aetlduRsb\x85-\x87\x93\x94]|[Kqh\x80].|M..|[Jj]....|
 _COUNTED = {b"X": 4, b"T": 4, b"B": 4, b"U": 1, b"C": 1, b"\x8c": 1, b"\x8a": 1, b"\x8d": 8, b"\x8e": 8}
 
 
-def _check_opcodes(data):
+def _check_opcodes(data: bytes) -> None:
     """Raise ValueError if a pickle holds anything but plain values and names. Runs and builds nothing.
 
     A memo index is checked too: C's unpickler makes its memo as long as the largest index, 34 GB for 2^31. Picklers
@@ -93,7 +96,7 @@ def _check_opcodes(data):
 class _PlainUnpickler(pickle.Unpickler):
     """C's unpickler. The only names it knows are those of NumPy values and dicts, and it puts ours in their place."""
 
-    def find_class(self, module, name):
+    def find_class(self, module, name: str):
         module = module.replace("numpy._core", "numpy.core").replace("__builtin__", "builtins")
         try:
             return _KNOWN_NAMES[module, name]
@@ -117,7 +120,7 @@ class _Dtype:
     def __setstate__(self, state):
         self.order = state[1] if state[1] in ("<", ">") else "="
 
-    def values(self, data):
+    def values(self, data: bytes | memoryview):
         return np.frombuffer(data, dtype=np.dtype(self.code).newbyteorder(self.order))
 
 
@@ -134,7 +137,7 @@ def _scalar(dtype, data):
     return value
 
 
-_KNOWN_NAMES = {
+_KNOWN_NAMES: dict[tuple[str, str], Callable | None] = {
     ("numpy", "dtype"): _Dtype,
     ("numpy", "ndarray"): None,
     ("numpy.core.multiarray", "scalar"): _scalar,

@@ -6,6 +6,9 @@ only makers of entries, so they are where the schema is written down.
     from soir_common import query_entry, save_annotations
 """
 
+from __future__ import annotations
+
+import argparse
 import io
 import json
 import os
@@ -14,8 +17,8 @@ import signal
 import socket
 import stat
 import sys
-from argparse import ArgumentTypeError
 from contextlib import contextmanager
+from typing import Any, BinaryIO, Callable, Iterator
 
 import numpy as np
 from PIL import Image
@@ -71,7 +74,9 @@ class SoirError(Exception):
 # ------------------------------------------------------------------------------------------------- entries (the schema)
 
 
-def query_entry(bbox, mask, ins, set_name, split=None, obj_name=None):
+def query_entry(
+    bbox: tuple, mask: dict | None, ins: int, set_name: str, split: str | None = None, obj_name: str | None = None
+) -> dict:
     """The entry of a query: one photograph of one object.
 
     bbox      (x1, y1, x2, y2) in pixels, half-open: x2 = x1 + width
@@ -85,7 +90,15 @@ def query_entry(bbox, mask, ins, set_name, split=None, obj_name=None):
     return _with_optional(entry, split=split, obj_name=obj_name)
 
 
-def gallery_entry(bboxes, masks, instances, set_name, split=None, num_ins=None, obj_name=None):
+def gallery_entry(
+    bboxes: list,
+    masks: list,
+    instances: list,
+    set_name: str,
+    split: str | None = None,
+    num_ins: list | None = None,
+    obj_name: str | None = None,
+) -> dict:
     """The entry of a gallery image: lists with one item an object, fields as in `query_entry`.
 
     masks     one RLE an object, or [] where the source has no masks
@@ -103,7 +116,7 @@ def _with_optional(entry, **fields):
 # ----------------------------------------------------------------------------------------------------- annotation files
 
 
-def check_output(path):
+def check_output(path: str) -> None:
     """Raise SoirError if `path` cannot become an output file. Called before the work, which may take an hour."""
     path = os.path.realpath(path)
     folder = os.path.dirname(path)
@@ -124,8 +137,15 @@ def check_output(path):
             raise SoirError(f"the output {path} is read-only: make it writable, or name another output")
 
 
-def write_whole(path, data):
-    """Write bytes to `path` so that it holds either what it held before or all of `data`, whatever happens.
+def write_whole(path: str, data: bytes | memoryview) -> None:
+    """Write bytes to a file, as `whole_file` does. Raises SoirError."""
+    with whole_file(path) as file:
+        file.write(data)
+
+
+@contextmanager
+def whole_file(path: str) -> Iterator[BinaryIO]:
+    """Open a file to write bytes to, so that `path` holds either what it held before or all of it, whatever happens.
 
     The data goes to a temporary file in the same folder, which then takes the place of `path`. Temporary files of
     runs that were killed are removed first. Raises SoirError.
@@ -141,7 +161,7 @@ def write_whole(path, data):
             if owner and not _is_running(int(owner.group(1))):
                 os.unlink(os.path.join(folder, name))
         with open(temporary, "wb") as file:
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -166,21 +186,41 @@ def _is_running(pid):
     return True
 
 
-def save_annotations(annotations, path):
+def save_annotations(annotations: dict, path: str) -> int:
     """Save a dict, image path -> entry, for `torch.load(path)`. Returns the size in bytes. Raises SoirError.
 
-    The same dict gives the same bytes: torch names the archive inside after the file, so it is given none.
+    The same dict gives the same bytes: torch names the archive inside after a path, so it is not given one.
     """
     import torch  # here, not above: it takes over a second, which neither --help nor a worker should wait for
 
-    buffer = io.BytesIO()  # if it wrote to a file, a full disk would make an older torch abort
-    torch.save(annotations, buffer)
-    data = buffer.getbuffer()
-    write_whole(path, data)
-    return data.nbytes
+    with whole_file(path) as file:
+        output = _Output(file)
+        torch.save(annotations, output)  # type: ignore[arg-type]
+        if output.fault:
+            raise output.fault
+        return file.tell()
 
 
-def read_json(path, object_hook=None):
+class _Output:
+    """A file for torch to write to. A write that fails makes torch lose the reason, or abort: so here none fails, and
+    the first fault is kept for later."""
+
+    def __init__(self, file):
+        self.file, self.fault = file, None
+
+    def write(self, data):
+        try:
+            if self.fault is None:
+                self.file.write(data)
+        except OSError as fault:
+            self.fault = fault
+        return len(data)
+
+    def flush(self):
+        pass
+
+
+def read_json(path: str, object_hook: Callable | None = None) -> Any:
     """Read a JSON file, in UTF-8. Raises SoirError if it is none."""
     try:
         with open_regular(path) as file:
@@ -191,7 +231,7 @@ def read_json(path, object_hook=None):
         raise SoirError(f"{path} is no JSON, or a broken download ({error}): get the file again") from error
 
 
-def difficulty(occurrences):
+def difficulty(occurrences: int) -> str:
     """The class of an instance, by how many annotated objects of the gallery show it."""
     if occurrences > 10:
         return "easy"
@@ -201,7 +241,7 @@ def difficulty(occurrences):
 # -------------------------------------------------------------------------------------------------------- boxes, masks
 
 
-def corners(box_xywh):
+def corners(box_xywh: Any) -> tuple | None:
     """[x, y, width, height] -> half-open (x1, y1, x2, y2); None if that is no box of positive size."""
     if not isinstance(box_xywh, list) or len(box_xywh) != 4:
         return None
@@ -212,7 +252,7 @@ def corners(box_xywh):
     return box if box[2] > x and box[3] > y else None
 
 
-def decode_counts(strings):
+def decode_counts(strings: list) -> tuple[np.ndarray, np.ndarray]:
     """COCO's compressed run lengths of many masks -> (runs, ends).
 
     strings  list of bytes, one a mask; any bytes at all are safe, unlike in pycocotools' C code, which trusts them
@@ -254,7 +294,7 @@ def decode_counts(strings):
     return runs, ends
 
 
-def check_size(height, width):
+def check_size(height: Any, width: Any) -> None:
     """Raise ValueError unless both are integers and an image of that size may be held in memory."""
     if type(height) is not int or type(width) is not int or height < 1 or width < 1 or height * width > MAX_PIXELS:
         raise ValueError("size is not [height, width] of an image")
@@ -263,12 +303,12 @@ def check_size(height, width):
 # -------------------------------------------------------------------------------------------------------------- images
 
 
-def open_regular(path):
+def open_regular(path: str) -> BinaryIO:
     """Open a file for reading bytes. A FIFO or a device would block or never end: OSError, as for any other fault."""
     return open(path, "rb", opener=_open_regular)
 
 
-def read_file(path, limit):
+def read_file(path: str, limit: int) -> bytes:
     """The bytes of a file. Raises OSError, also for more than `limit` bytes. Half the time of open() and read()."""
     descriptor = _open_regular(path)
     try:
@@ -291,7 +331,7 @@ def _open_regular(name, flags=os.O_RDONLY):
     return descriptor
 
 
-def read_image(path, luminance=False):
+def read_image(path: str, luminance: bool = False) -> Image.Image:
     """Read and decode an image, as a PIL image.
 
     luminance  let the JPEG decoder leave out the colours of an RGB image, twice as fast
@@ -308,7 +348,7 @@ def read_image(path, luminance=False):
     return image
 
 
-def open_image(file, path):
+def open_image(file: BinaryIO, path: str) -> Image.Image:
     """Let Pillow read the header of an image. Raises OSError, which names the path."""
     try:
         image = Image.open(file, formats=IMAGE_FORMATS)
@@ -319,7 +359,7 @@ def open_image(file, path):
     return image
 
 
-def image_size(path, is_whole=False):
+def image_size(path: str, is_whole: bool = False) -> tuple[int, int]:
     """(width, height) of an image, from its header. Raises OSError, as `read_image` does.
 
     is_whole  raise OSError also for a file that breaks off. A whole JPEG or PNG ends with its end marker; only where
@@ -342,7 +382,7 @@ def image_size(path, is_whole=False):
     return size
 
 
-def jpeg_size(start):
+def jpeg_size(start: bytes) -> tuple[int, int] | None:
     """(width, height) of a JPEG, from its first bytes; None if they do not tell, and Pillow is to be asked.
 
     Pillow takes 25 us for it, and there are 450,000 photographs. Segments: ITU-T T.81, annex B.
@@ -361,13 +401,13 @@ def jpeg_size(start):
     return None
 
 
-def image_names(folder):
+def image_names(folder: str) -> list[str]:
     """Names of the images in a folder, in natural order. Hidden ones (`._013.jpg` of macOS) are not images."""
     names = [name for name in os.listdir(folder) if name.lower().endswith(IMAGE_ENDINGS) and not name.startswith(".")]
     return sorted(names, key=natural_key)
 
 
-def natural_key(name):
+def natural_key(name: str) -> tuple[list, str]:
     """Sort key by which 2 comes before 10."""
     parts = re.split("([0-9]+)", name)
     parts[1::2] = map(int, parts[1::2])
@@ -378,7 +418,7 @@ def natural_key(name):
 
 
 @contextmanager
-def exit_status():
+def exit_status() -> Iterator[None]:
     """Run a script's main() in this: bad input, Ctrl-C and SIGTERM end in one line and an exit status."""
 
     def terminate(number, frame):
@@ -412,7 +452,7 @@ def exit_status():
         sys.exit(2)
 
 
-def add_common_options(parser):
+def add_common_options(parser: argparse.ArgumentParser) -> None:
     """The options of every script that makes an annotation file."""
     add = parser.add_argument
     add("--workers", type=positive, default=os.cpu_count() or 1, metavar="N", help="processes (default: all cores)")
@@ -420,14 +460,14 @@ def add_common_options(parser):
     add("--strict", action="store_true", help="exit with 1 if anything was skipped")
 
 
-def positive(text):
+def positive(text: str) -> int:
     """A type for argparse: a count from 1 up."""
     if not re.fullmatch("[0-9]{1,6}", text) or int(text) == 0:
-        raise ArgumentTypeError(f"expected a number from 1 up, found {text}")
+        raise argparse.ArgumentTypeError(f"expected a number from 1 up, found {text}")
     return int(text)
 
 
-def print_skipped(skipped, title="skipped"):
+def print_skipped(skipped: dict, title: str = "skipped") -> None:
     """Print what was skipped: a line a reason, with the count and the first three places.
 
     skipped  dict, reason -> list of places
@@ -441,6 +481,6 @@ def print_skipped(skipped, title="skipped"):
         print(f"  {len(places):>{width},} x {reason}: {', '.join(map(printable, places[:3]))}{more}")
 
 
-def printable(text):
+def printable(text: str) -> str:
     """Text of a file as a terminal can take it: a name with a line break or an escape code must not forge a line."""
     return text if text.isprintable() else text.encode("unicode_escape").decode("ascii")

@@ -8,6 +8,8 @@ Out  a report on the terminal; with --verbose or --report also as JSON; with --p
 Exit status: 0 fine, 1 the file has errors (with --strict: or warnings), 2 it could not be checked.
 """
 
+from __future__ import annotations
+
 import argparse
 import gc
 import io
@@ -16,6 +18,7 @@ import os
 import random
 import sys
 from collections import Counter, defaultdict
+from typing import Any, Iterator
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -89,18 +92,18 @@ class Findings:
     def __init__(self):
         self.issues = []
 
-    def add(self, check, path, detail=""):
+    def add(self, check: str, path: Any, detail: str = "") -> None:
         assert check in CHECKS
         self.issues.append((check, path if isinstance(path, str) else repr(path)[:80], detail))
 
-    def count(self, severity):
+    def count(self, severity: str) -> int:
         return sum(CHECKS[check][0] == severity for check, _, _ in self.issues)
 
 
 # ----------------------------------------------------------------------------------------------- structure, consistency
 
 
-def check_entries(annotations, findings):
+def check_entries(annotations: dict, findings: Findings) -> dict:
     """Check the fields and boxes of every entry. Returns the entries whose fields can be relied on: path -> entry."""
     sound = {}
     for path, entry in tqdm(annotations.items(), desc="entries", disable=None):
@@ -114,7 +117,7 @@ def check_entries(annotations, findings):
     return sound
 
 
-def check_entry(path, entry, findings):
+def check_entry(path: str, entry: dict, findings: Findings) -> None:
     missing = [field for field in ("bbox", "mask", "is_query", "ins", "set") if field not in entry]
     for field in missing:
         findings.add("field-missing", path, field)
@@ -145,7 +148,7 @@ def check_entry(path, entry, findings):
         check_objects(path, entry, findings)
 
 
-def check_objects(path, entry, findings):
+def check_objects(path: str, entry: dict, findings: Findings) -> None:
     """The fields of a gallery image: lists with one item an object."""
     fields = ["bbox", "mask", "ins"] + ["num_ins"] * (entry.get("num_ins") is not None)
     wrong = [field for field in fields if not isinstance(entry[field], (list, tuple))]
@@ -170,13 +173,13 @@ def check_objects(path, entry, findings):
         check_box(path, box, findings)
 
 
-def check_ids(path, ids, findings):
+def check_ids(path: str, ids: list, findings: Findings) -> None:
     for number in ids:
         if type(number) is not int or number < 0:
             findings.add("id-type", path, f"found {repr(number)[:40]}")
 
 
-def check_box(path, box, findings):
+def check_box(path: str, box: Any, findings: Findings) -> None:
     if not isinstance(box, (tuple, list)) or len(box) != 4 or not all(type(v) in (int, float) for v in box):
         findings.add(
             "box-malformed", path, f"found {repr(box)[:60] if isinstance(box, (str, int)) else type(box).__name__}"
@@ -191,7 +194,7 @@ def check_box(path, box, findings):
         findings.add("box-outside", path, f"{box}")
 
 
-def check_extent(path, entry, size, findings):
+def check_extent(path: str, entry: dict, size: tuple, findings: Findings) -> None:
     """Check that the boxes end inside the image, of size (height, width)."""
     for box in [entry["bbox"]] if entry["is_query"] else entry["bbox"]:
         if box[2] > size[1] + TOLERANCE or box[3] > size[0] + TOLERANCE:
@@ -201,7 +204,7 @@ def check_extent(path, entry, size, findings):
 # --------------------------------------------------------------------------------------------------------------- masks
 
 
-def check_masks(entries, sample, findings):
+def check_masks(entries: dict, sample: int | None, findings: Findings) -> dict:
     """Check every mask, or a sample. Returns the sizes that the masks of each image agree on: path -> (h, w)."""
     masks = [
         (path, entry["is_query"], box, mask)
@@ -211,7 +214,7 @@ def check_masks(entries, sample, findings):
     ]
     if sample is not None and sample < len(masks):
         masks = random.Random(0).sample(masks, sample)
-    sizes = {}
+    sizes: dict[str, tuple | None] = {}
     with tqdm(total=len(masks), desc="masks", disable=None) as progress:
         for start in range(0, len(masks), CHUNK):
             chunk = masks[start : start + CHUNK]
@@ -220,7 +223,7 @@ def check_masks(entries, sample, findings):
     return {path: size for path, size in sizes.items() if size is not None}
 
 
-def readable_masks(masks, sizes, findings):
+def readable_masks(masks: list, sizes: dict, findings: Findings) -> Iterator[tuple]:
     """Yield (path, is_query, box, counts as bytes, height, width) of compressed masks; the other kinds are checked."""
     for path, is_query, box, mask in masks:
         size, counts = (mask.get("size"), mask.get("counts")) if isinstance(mask, dict) else (None, None)
@@ -244,7 +247,7 @@ def readable_masks(masks, sizes, findings):
             findings.add("mask-malformed", path, "counts is no RLE")
 
 
-def check_compressed(masks, findings):
+def check_compressed(masks: list, findings: Findings) -> None:
     """Check compressed masks (path, is_query, box, counts, height, width), all at once."""
     if not masks:
         return
@@ -280,7 +283,7 @@ def check_compressed(masks, findings):
         check_mask_box(path, is_query, box, tuple(boxes[index].tolist()), findings)
 
 
-def boxes_of_runs(runs, owner, foreground, heights):
+def boxes_of_runs(runs: np.ndarray, owner: np.ndarray, foreground: np.ndarray, heights: np.ndarray) -> np.ndarray:
     """Half-open boxes [masks, 4] of column-major masks, from their runs; masks without any foreground get rubbish.
 
     runs, owner, foreground  [N], of every run its length, the index of its mask, and whether it is to count
@@ -309,7 +312,7 @@ def boxes_of_runs(runs, owner, foreground, heights):
     return boxes
 
 
-def check_mask_box(path, is_query, box, mask_box, findings):
+def check_mask_box(path: str, is_query: bool, box: tuple, mask_box: tuple, findings: Findings) -> None:
     if is_query:
         if tuple(box) != mask_box:
             findings.add("query-box", path, f"{tuple(box)}, its mask's is {mask_box}")
@@ -317,11 +320,11 @@ def check_mask_box(path, is_query, box, mask_box, findings):
         findings.add("gallery-box", path, f"{tuple(box)}, its mask's is {mask_box}")
 
 
-def overlap(a, b):
+def overlap(a: tuple, b: tuple) -> bool:
     return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 
-def check_list_mask(path, is_query, box, mask, findings):
+def check_list_mask(path: str, is_query: bool, box: tuple, mask: dict, findings: Findings) -> None:
     """Check a mask that is a list of run lengths: column-major, or row-major as the authors' script wrote it."""
     counts, (height, width) = mask["counts"], mask["size"]
     if not counts or not all(type(run) is int and run >= 0 for run in counts):
@@ -348,7 +351,7 @@ def check_list_mask(path, is_query, box, mask, findings):
         check_mask_box(path, is_query, box, mask_box, findings)
 
 
-def list_mask_box(counts, height, width, row_major):
+def list_mask_box(counts: list, height: int, width: int, row_major: bool) -> tuple | None:
     """Half-open box of a mask given as run lengths; None if it is empty."""
     runs = np.array(counts, dtype=np.int64)
     foreground = np.arange(runs.size) % 2 == 1
@@ -362,7 +365,7 @@ def list_mask_box(counts, height, width, row_major):
 # --------------------------------------------------------------------------------------------------------------- paths
 
 
-def check_paths(annotations, base_path, mask_sizes, findings):
+def check_paths(annotations: dict, base_path: str | None, mask_sizes: dict, findings: Findings) -> dict:
     """Check that every path is an image, by its header, of the size of its masks. Returns the sizes: path -> (h, w)."""
     sizes = {}
     for path in tqdm(annotations, desc="images", disable=None):
@@ -389,7 +392,7 @@ def check_paths(annotations, base_path, mask_sizes, findings):
     return sizes
 
 
-def full_path(path, base_path):
+def full_path(path: str, base_path: str | None) -> str | None:
     """Where an image lies on the disk; None if that is outside of the base path, if one was given."""
     if base_path is None:
         return path
@@ -403,7 +406,7 @@ def full_path(path, base_path):
 # --------------------------------------------------------------------------------------------- retrieval and statistics
 
 
-def check_retrieval(entries, findings):
+def check_retrieval(entries: dict, findings: Findings) -> None:
     """Check that queries have answers and instances have queries, within each set."""
     for name in SETS:
         queries = {path: entry["ins"] for path, entry in entries.items() if entry["set"] == name and entry["is_query"]}
@@ -421,7 +424,7 @@ def check_retrieval(entries, findings):
             findings.add("set-one-sided", name, "queries only" if queries else "gallery images only")
 
 
-def statistics(entries, sizes):
+def statistics(entries: dict, sizes: dict) -> dict:
     """What is in each set: {set: {figure: value}}, None for what cannot be known.
 
     sizes  path -> (height, width) of the images, as far as they are known from masks or image headers
@@ -454,7 +457,7 @@ def statistics(entries, sizes):
             "objects_per_image_max": max(objects, default=None),
             "object_size_mean": mean(shares),
             "object_size_median": float(np.median(shares)) if shares else None,
-            "object_size_below_2": 100 * mean([share < 2 for share in shares]) if shares else None,
+            "object_size_below_2": 100 * float(np.mean(np.array(shares) < 2)) if shares else None,
             "instances_easy": classes["easy"],
             "instances_medium": classes["medium"],
             "instances_hard": classes["hard"],
@@ -467,7 +470,7 @@ def statistics(entries, sizes):
     return result
 
 
-def mean(values):
+def mean(values: list) -> float | None:
     return float(np.mean(values)) if values else None
 
 
@@ -494,7 +497,7 @@ ROWS = [
 ]
 
 
-def print_statistics(figures):
+def print_statistics(figures: dict) -> None:
     """Print a column a set and, beside a set that was published, the published figures."""
     columns = []
     for name, values in figures.items():
@@ -512,7 +515,7 @@ def print_statistics(figures):
             print(f"splits of {name}: " + ", ".join(f"{split} {count:,}" for split, count in values["splits"].items()))
 
 
-def print_findings(findings, verbose):
+def print_findings(findings: Findings, verbose: bool) -> None:
     """Print a line a kind of issue, with a count and the first few paths; all of them if verbose."""
     groups = defaultdict(list)
     for check, path, detail in findings.issues:
@@ -529,7 +532,7 @@ def print_findings(findings, verbose):
                 print("  ...")
 
 
-def make_report(ann_file, passed, findings, figures):
+def make_report(ann_file: str, passed: bool, findings: Findings, figures: dict) -> dict:
     """The JSON: all that the terminal shows, and every issue in full."""
     counts = Counter(check for check, _, _ in findings.issues)
     return {
@@ -556,7 +559,7 @@ TILE_WIDTH, TILE_HEIGHT, MARGIN = 320, 240, 8
 QUERY_COLOUR, MASK_COLOUR, GALLERY_COLOUR = (255, 64, 64), (0, 255, 255), (64, 255, 64)
 
 
-def draw_preview(entries, base_path, count):
+def draw_preview(entries: dict, base_path: str | None, count: int) -> Image.Image | None:
     """One picture, a row an instance: a query with mask and box, then gallery images that show it, each with a zoom.
 
     None if no instance has both.
@@ -593,7 +596,7 @@ def draw_preview(entries, base_path, count):
     return picture
 
 
-def query_tile(path, entry, base_path):
+def query_tile(path: str, entry: dict, base_path: str | None) -> tuple[str, Image.Image]:
     image = open_photograph(path, base_path)
     if image is None:
         return f"query {path[-40:]}: cannot be read", Image.new("RGB", (TILE_WIDTH, TILE_HEIGHT))
@@ -601,7 +604,7 @@ def query_tile(path, entry, base_path):
     return f"query ...{path[-38:]}", fit(image, [entry["bbox"]], QUERY_COLOUR, mask)
 
 
-def gallery_tiles(path, entry, instance, base_path):
+def gallery_tiles(path: str, entry: dict, instance: int, base_path: str | None) -> list[tuple[str, Image.Image]]:
     """The whole image with the instance's boxes, and a zoom on the first of them."""
     image = open_photograph(path, base_path)
     if image is None:
@@ -615,11 +618,11 @@ def gallery_tiles(path, entry, instance, base_path):
     share = 100 * (x2 - x1) * (y2 - y1) / (image.width * image.height)
     return [
         (f"gallery ...{path[-36:]}", fit(image, boxes, GALLERY_COLOUR)),
-        (f"zoom, {share:.1f} % of the image", fit(image.crop(area), [zoom_box], GALLERY_COLOUR)),
+        (f"zoom, {share:.1f} % of the image", fit(image.crop(tuple(area)), [zoom_box], GALLERY_COLOUR)),
     ]
 
 
-def decode_mask(rle):
+def decode_mask(rle: dict) -> np.ndarray:
     """Any RLE that passed `check_masks` -> bool [h, w]."""
     height, width = rle["size"]
     counts = rle["counts"]
@@ -631,7 +634,7 @@ def decode_mask(rle):
     return flat.reshape(width, height).T.copy()
 
 
-def open_photograph(path, base_path):
+def open_photograph(path: str, base_path: str | None) -> Image.Image | None:
     full = full_path(path, base_path)
     try:
         return read_image(full).convert("RGB") if full else None
@@ -639,13 +642,14 @@ def open_photograph(path, base_path):
         return None
 
 
-def fit(image, boxes, colour, mask=None):
+def fit(image: Image.Image, boxes: list, colour: tuple, mask: np.ndarray | None = None) -> Image.Image:
     """A tile with the image in it; boxes and the outline of the mask are drawn on the tile, so that they stay sharp."""
     scale = min(TILE_WIDTH / image.width, TILE_HEIGHT / image.height)
     size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
-    small = image.resize(size, Image.LANCZOS)
+    small = image.resize(size, Image.Resampling.LANCZOS)
     if mask is not None and mask.shape == (image.height, image.width):
-        inside = np.pad(np.asarray(Image.fromarray(np.uint8(mask) * 255).resize(size, Image.BILINEAR)) > 127, 1)
+        grey = Image.fromarray(np.uint8(mask) * 255).resize(size, Image.Resampling.BILINEAR)
+        inside = np.pad(np.asarray(grey) > 127, 1)
         core = inside[1:-1, :-2] & inside[1:-1, 2:] & inside[:-2, 1:-1] & inside[2:, 1:-1]
         pixels = np.array(small)
         pixels[inside[1:-1, 1:-1] & ~core] = MASK_COLOUR
@@ -659,14 +663,14 @@ def fit(image, boxes, colour, mask=None):
     return tile
 
 
-def write_png(path, picture):
+def write_png(path: str, picture: Image.Image) -> None:
     """Write a picture so that it appears whole or not at all. Raises SoirError."""
     buffer = io.BytesIO()
     picture.save(buffer, format="PNG")
     write_whole(path, buffer.getbuffer())
 
 
-def font(size):
+def font(size: int):
     try:
         return ImageFont.load_default(size)
     except TypeError:  # Pillow before 10.1 has one size only
@@ -676,7 +680,7 @@ def font(size):
 # -------------------------------------------------------------------------------------------------------------- script
 
 
-def parse_args():
+def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description="Check an annotation file and say what is in it.",
         epilog="Exit status: 0 fine, 1 the file has errors (with --strict: or warnings), 2 it could not be checked.",
@@ -699,7 +703,7 @@ def parse_args():
     return args
 
 
-def main():
+def main() -> int:
     args = parse_args()
     for output in filter(None, (args.report, args.preview)):
         check_output(output)

@@ -1,5 +1,7 @@
 """Spread work over processes, so that no fault of one of them, and no signal, leaves the others behind."""
 
+from __future__ import annotations
+
 import os
 import signal
 import threading
@@ -7,6 +9,7 @@ import time
 from functools import partial
 from multiprocessing import Pipe, Process, active_children
 from multiprocessing.connection import wait
+from typing import Callable, Iterator
 
 from tqdm import tqdm
 
@@ -17,7 +20,7 @@ from soir_common import SoirError
 BATCH = 16
 
 
-def map_ordered(function, items, workers, title):
+def map_ordered(function: Callable, items: list, workers: int, title: str) -> Iterator:
     """Like map(), in `workers` processes and with a progress bar; 1 works without any process.
 
     function  takes and returns what can be pickled; it must be at the top level of a module
@@ -41,7 +44,10 @@ def _map_batches(function, batches, workers):
     if workers == 1:
         yield from map(function, batches)
         return
-    idle, busy, done, handed, given = [], [], {}, 0, 0
+    idle: list = []
+    busy: list = []
+    done: dict[int, list] = {}
+    handed = given = 0
     try:
         for _ in range(min(workers, len(batches))):
             idle.append(_start_worker(function, workers))
@@ -53,7 +59,8 @@ def _map_batches(function, batches, workers):
             if given in done:  # only now: a worker that waits for its next batch would be idle meanwhile
                 yield done.pop(given)
                 given += 1
-            for pipe in wait(busy, timeout=0 if given in done else None) if busy else ():
+            ready: list = wait(busy, timeout=0 if given in done else None) if busy else []
+            for pipe in ready:
                 index, results = pipe.recv()
                 done[index] = results
                 busy.remove(pipe)
