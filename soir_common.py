@@ -402,9 +402,13 @@ def jpeg_size(start: bytes) -> tuple[int, int] | None:
 
 
 def image_names(folder: str) -> list[str]:
-    """Names of the images in a folder, in natural order. Hidden ones (`._013.jpg` of macOS) are not images."""
-    names = [name for name in os.listdir(folder) if name.lower().endswith(IMAGE_ENDINGS) and not name.startswith(".")]
-    return sorted(names, key=natural_key)
+    """Names of the images in a folder, in natural order. Hidden ones (`._013.jpg` of macOS) are not images.
+
+    Interned, since every folder has the same names: a hundred bytes for each of 400,000 queries.
+    """
+    names = map(sys.intern, os.listdir(folder))
+    images = (name for name in names if name.lower().endswith(IMAGE_ENDINGS) and not name.startswith("."))
+    return sorted(images, key=natural_key)
 
 
 def natural_key(name: str) -> tuple[list, str]:

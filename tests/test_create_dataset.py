@@ -636,6 +636,16 @@ def test_what_is_missing_is_named_with_the_option_that_helps(tiny, missing, opti
     assert option in done.stderr
 
 
+def test_a_download_that_lies_one_level_deeper_is_pointed_to(tiny, tmp_path):
+    """As under `data/`, where VoxDet's own README unpacks it."""
+    tiny.root.rename(tmp_path / "data")
+    done = run_here("create_dataset.py", "--voxdet-root", tmp_path, "--output-file", tmp_path / "anns.pt")
+    assert done.returncode == 2
+    assert f"try --voxdet-root {tmp_path / 'data'}\n" in done.stderr
+    again = ("--voxdet-root", tmp_path / "data", "--output-file", tmp_path / "anns.pt", "--workers", "1")
+    assert run_here("create_dataset.py", *again).returncode == 0
+
+
 def test_nothing_to_do_and_nothing_found_are_errors(tiny):
     done, annotations = tiny.create("--skip-owid", "--skip-robotools")
     assert (done.returncode, annotations) == (2, None)
