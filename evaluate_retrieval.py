@@ -29,6 +29,7 @@ import csv
 import io
 import json
 import math
+import os
 import sys
 from collections import Counter, defaultdict
 from typing import Any, Iterable, Iterator
@@ -59,6 +60,9 @@ BOOTSTRAP = 1000  # resamples of the instances: the ends of the interval vary by
 
 # Similarities that are held at a time: 64 MB.
 BLOCK = 16_000_000
+
+# No file of features is compressed by more; one of a megabyte could unpack to a gigabyte of zeros.
+MAX_RATIO = 100
 
 
 # ------------------------------------------------------------------------------------------------------------- metrics
@@ -190,6 +194,9 @@ def read_features(path: str) -> tuple[list, list]:
     try:
         if path.endswith(".npz"):
             with open_regular(path) as file, np.load(file, allow_pickle=False) as archive:
+                size = sum(info.file_size for info in archive.zip.infolist())
+                if size > MAX_RATIO * os.fstat(file.fileno()).st_size:
+                    raise ValueError(f"unpacked, it is over {MAX_RATIO} times as large, which features never are")
                 content = {name: archive[name] for name in archive.files}
         else:
             import torch  # here, not above: it takes over a second, and only features need it

@@ -243,6 +243,15 @@ def test_features_are_ranked_by_cosine_within_the_set(tmp_path, form, monkeypatc
     assert json.loads(report.read_text())["groups"] == expected
 
 
+def test_features_that_unpack_to_a_thousand_times_their_file_are_refused(tmp_path):
+    torch.save(make_annotations(random.Random(10), sets=("OWID",)), str(tmp_path / "anns.pt"))
+    np.savez_compressed(str(tmp_path / "bomb.npz"), zeros=np.zeros((4000, 4000), dtype=np.float32))
+    options = ["--ann-file", tmp_path / "anns.pt", "--features", tmp_path / "bomb.npz"]
+    done = run_here("evaluate_retrieval.py", *options)
+    assert done.returncode == 2
+    assert "over 100 times as large" in done.stderr
+
+
 @pytest.mark.parametrize(
     "vector, reason",
     [
