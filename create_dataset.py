@@ -335,7 +335,7 @@ def read_gallery(images: dict, folder: str, key: str, title: str, workers: int, 
             skipped["image without annotations"].append(f"{key}/{name}")
     sizes = map_ordered(read_size, [os.path.join(folder, name) for name in names], workers, title)
     for name, size in zip(names, sizes):
-        image = images[name]
+        image = images.pop(name)  # its memory is for the entry to be made
         if size is None:
             skipped["gallery image that is missing or cannot be read"].append(f"{key}/{name}")
         elif image["size"] not in (size, (None, None)):

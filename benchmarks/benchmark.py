@@ -42,12 +42,12 @@ INSTRE_FOLDERS, INSTRE_IMAGES = 100, 11_011
 SCRIPTS = "create_dataset.py", "verify_dataset.py", "create_instre_subsets.py", "evaluate_retrieval.py"
 
 # What is run in a process of its own, for its figures not to depend on what was measured before. The last line that it
-# prints is: seconds, seconds of CPU, MB at its peak, MB that its peak grew by (the kernel's, so on Linux only).
+# prints is: seconds, seconds of CPU, MiB at its peak, MiB that its peak grew by (the kernel's, so on Linux only).
 PROBE = """
 import sys, time
 def peak():
     with open("/proc/self/status") as file:
-        return next(int(line.split()[1]) / 1e3 for line in file if line.startswith("VmHWM"))
+        return next(int(line.split()[1]) / 1024 for line in file if line.startswith("VmHWM"))
 {setup}
 before, cpu, wall = peak(), time.process_time(), time.perf_counter()
 {code}
@@ -177,7 +177,7 @@ def best_of(repeats, *functions, clock=time.process_time):
 
 
 def probe(code, setup=""):
-    """Run code in a process of its own: [seconds, seconds of CPU, MB at its peak, MB that its peak grew by]."""
+    """Run code in a process of its own: [seconds, seconds of CPU, MiB at its peak, MiB that its peak grew by]."""
     text = PROBE.format(setup=f"sys.path.insert(0, {ROOT!r})\n{setup}", code=code)
     done = subprocess.run([sys.executable, "-c", text], stdout=subprocess.PIPE, check=True, text=True)
     return list(map(float, done.stdout.splitlines()[-1].split()))
@@ -233,7 +233,7 @@ def bench_workers(folder, repeats):
             runs[workers].append(run("create_dataset.py", *arguments, "--workers", workers))
     one, two = best(runs["1"]), best(runs["2"])
     yield "create, 2 workers, seconds against 1 worker", two[0], "s", one[0], 1 / 1.85
-    yield "create, peak memory, 1 worker", one[2], "MB", None, 1500
+    yield "create, peak memory, 1 worker", one[2], "MiB", None, 1536
 
 
 def bench_json(folder, repeats):
@@ -250,7 +250,7 @@ def bench_json(folder, repeats):
         floor.append(probe(load, "import json"))
     ours, floor = best(ours), best(floor)
     yield "create, OWID annotations, no masks to read, CPU", ours[1], "s", floor[1], 1.5
-    yield "create, the same, memory that it takes", ours[3], "MB", floor[3], 1
+    yield "create, the same, memory that it takes", ours[3], "MiB", floor[3], 1
 
 
 def bench_verify(folder, repeats):
@@ -264,7 +264,7 @@ def bench_verify(folder, repeats):
     ours, part, floor = (best(runs[name]) for name in (whole, tenth, "floor"))
     yield "verify --skip-paths, CPU of the whole run", ours[1], "s", floor[1], 1.0
     yield "verify, the same, seconds", ours[0], "s", floor[0], 1.0
-    yield "verify, peak memory", ours[2], "MB", None, 2000
+    yield "verify, peak memory", ours[2], "MiB", None, 2048
     yield "verify, ten times the entries", ours[1], "s", part[1], 11
 
 

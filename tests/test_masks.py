@@ -1,0 +1,179 @@
+"""The RLE of masks against pycocotools, property by property.
+
+The environment variable SOIR_EXAMPLES sets how many examples each property gets; 10,000 are the long run.
+"""
+
+import itertools
+import os
+
+import numpy as np
+import pycocotools.mask as coco_mask
+import pytest
+from conftest import ROOT  # noqa: F401  (puts the scripts on the path)
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import create_dataset
+import soir_common
+import verify_dataset
+
+settings.register_profile(
+    "soir",
+    max_examples=int(os.environ.get("SOIR_EXAMPLES", "200")),
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=list(HealthCheck),
+)
+settings.load_profile("soir")
+
+
+@st.composite
+def masks(draw):
+    """Bool [h, w]: noise, rectangles that may touch any border, full, empty, thin."""
+    height, width = draw(st.integers(1, 40)), draw(st.integers(1, 40))
+    rng = np.random.RandomState(draw(st.integers(0, 2**32 - 1)))
+    mask = rng.rand(height, width) < draw(st.sampled_from((0, 0.05, 0.5, 0.95, 1)))
+    for _ in range(draw(st.integers(0, 3))):
+        y, x = rng.randint(height), rng.randint(width)
+        mask[y : y + rng.randint(1, 30), x : x + rng.randint(1, 30)] ^= True
+    return mask
+
+
+def runs_of(mask):
+    """Run lengths in column-major order, background first, by a plain loop."""
+    runs = [(bool(value), len(list(group))) for value, group in itertools.groupby(mask.T.ravel())]
+    return [0] * runs[0][0] + [length for _, length in runs]
+
+
+def mask_of(runs, height, width):
+    values = [index % 2 == 1 for index, run in enumerate(runs) for _ in range(run)]
+    return np.array(values, dtype=bool).reshape(width, height).T
+
+
+def coco_counts(mask):
+    return coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))["counts"].decode("ascii")
+
+
+@given(masks(), st.integers(0, 5), st.integers(0, 5), st.integers(0, 5), st.integers(0, 5))
+def test_the_encoder_writes_what_pycocotools_writes(mask, left, top, right, bottom):
+    """Of a rectangle in an image, with any margin around it, or none."""
+    whole = np.pad(mask, ((top, bottom), (left, right)))
+    rle, box = create_dataset.encode_mask(mask, (left, top), (whole.shape[1], whole.shape[0]))
+    if not mask.any():
+        assert (rle, box) == (None, None)
+        return
+    ys, xs = np.nonzero(whole)
+    assert rle == {"size": list(whole.shape), "counts": coco_counts(whole)}
+    assert box == (xs.min(), ys.min(), xs.max() + 1, ys.max() + 1)
+
+
+@given(st.lists(masks(), min_size=1, max_size=20))
+def test_the_decoder_reads_many_masks_of_pycocotools_at_once(many):
+    runs, ends = soir_common.decode_counts([coco_counts(mask).encode() for mask in many])
+    assert [part.tolist() for part in np.split(runs, ends[:-1])] == [runs_of(mask) for mask in many]
+
+
+@given(st.data())
+def test_run_lengths_of_json_become_what_pycocotools_decodes_to_the_same_mask(data):
+    """Runs of length 0 may stand anywhere: the RLE is the one that pycocotools writes for the mask."""
+    height, width = data.draw(st.integers(1, 20)), data.draw(st.integers(1, 20))
+    edges = data.draw(st.lists(st.integers(0, height * width), max_size=30))
+    runs = np.diff([0, *sorted(edges), height * width]).tolist()
+    expected = mask_of(runs, height, width)
+    rle = create_dataset.compress_rle({"size": [height, width], "counts": runs})
+    assert rle == {"size": [height, width], "counts": coco_counts(expected)}
+    again = create_dataset.compress_rle({"size": [height, width], "counts": rle["counts"]})
+    assert again == rle
+    assert (coco_mask.decode(rle) == expected).all()
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.integers(-3, 30) | st.floats() | st.text(max_size=9),
+    lambda inner: st.lists(inner, max_size=6) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=12,
+)
+
+
+@given(JSON | st.lists(st.integers(0, 8), min_size=2, max_size=2), JSON | st.lists(st.integers(-2, 70), max_size=5))
+def test_any_json_is_an_rle_or_a_value_error(size, counts):
+    try:
+        rle = create_dataset.compress_rle({"size": size, "counts": counts})
+    except ValueError:
+        return
+    assert coco_mask.decode(rle).shape == tuple(size)
+    if isinstance(counts, list):
+        assert (coco_mask.decode(rle) == mask_of(counts, *size)).all()
+
+
+def string_of(runs):
+    """COCO's compressed RLE of any integers, by maskApi.c (rleToString)."""
+    text = []
+    for index, run in enumerate(runs):
+        number, more = run - (runs[index - 2] if index > 2 else 0), True
+        while more:
+            bits, number = number & 31, number >> 5
+            more = number != (-1 if bits & 16 else 0)
+            text.append(48 + bits + 32 * more)
+    return bytes(text)
+
+
+@st.composite
+def strings(draw):
+    """Bytes: any, or of the alphabet of RLE, or a true RLE that was tampered with; and a size that may fit."""
+    mask = draw(masks())
+    if draw(st.booleans()):  # runs that have the right sum, yet some of them may be negative or too long
+        runs = draw(st.lists(st.integers(-3, 300), max_size=8))
+        return string_of([*runs, mask.size - sum(runs)]), mask.shape
+    counts = bytearray(coco_counts(mask).encode())
+    kind = draw(st.sampled_from(("true", "changed", "cut", "alphabet", "any")))
+    if kind == "changed":
+        for _ in range(draw(st.integers(1, 3))):
+            counts[draw(st.integers(0, len(counts) - 1))] = draw(st.integers(40, 120))
+    elif kind == "cut":
+        del counts[draw(st.integers(0, len(counts) - 1)) :]
+    elif kind == "alphabet":
+        counts = bytes(draw(st.lists(st.integers(48, 111), max_size=30)))
+    elif kind == "any":
+        counts = draw(st.binary(max_size=30))
+    return bytes(counts), mask.shape
+
+
+@given(st.lists(strings(), min_size=1, max_size=8))
+def test_what_the_validator_accepts_pycocotools_decodes_to_h_x_w(many):
+    """The validator takes whatever bytes without raising; only what it accepts may reach pycocotools' C code."""
+    entries = {}
+    for index, (counts, (height, width)) in enumerate(many):
+        mask = {"size": [height, width], "counts": counts}
+        box = (0, 0, width, height)  # of a gallery image, so that any overlap will do
+        entries[str(index)] = {"bbox": [box], "mask": [mask], "is_query": False, "ins": [1], "set": "OWID"}
+    findings = verify_dataset.Findings()
+    verify_dataset.check_masks(entries, None, findings)
+    refused = {path for _, path, _ in findings.issues}
+    for index, (counts, shape) in enumerate(many):
+        if str(index) not in refused:
+            decoded = coco_mask.decode({"size": list(shape), "counts": counts})
+            runs, _ = soir_common.decode_counts([counts])
+            assert decoded.shape == shape
+            assert decoded.any()
+            assert (decoded == mask_of(runs.tolist(), *shape)).all()
+
+
+@given(st.lists(masks(), min_size=1, max_size=8))
+def test_the_validator_accepts_every_mask_that_is_not_empty(many):
+    entries = {}
+    for index, mask in enumerate(many):
+        rle = {"size": list(mask.shape), "counts": coco_counts(mask)}
+        x, y, w, h = map(int, coco_mask.toBbox(rle))
+        entries[str(index)] = {"bbox": (x, y, x + w, y + h), "mask": rle, "is_query": True, "ins": 1, "set": "OWID"}
+    findings = verify_dataset.Findings()
+    verify_dataset.check_masks(entries, None, findings)
+    empty = [str(index) for index, mask in enumerate(many) if not mask.any()]
+    assert [(check, path) for check, path, _ in findings.issues] == [("mask-empty", path) for path in empty]
+
+
+@pytest.mark.parametrize("counts", [b"", b"\xff", b"0" * 40, b"o" * 40, b"_" * 13, b"~", b"`````"])
+def test_strings_that_would_overrun_a_decoder_are_refused(counts):
+    runs, ends = soir_common.decode_counts([counts, b"91"])
+    assert ends[0] in (0, 40)
+    assert runs[ends[0] :].tolist() == [9, 1]
