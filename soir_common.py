@@ -195,7 +195,10 @@ def save_annotations(annotations: dict, path: str) -> int:
 
     with whole_file(path) as file:
         output = _Output(file)
-        torch.save(annotations, output)  # type: ignore[arg-type]
+        try:
+            torch.save(annotations, output)  # type: ignore[arg-type]
+        except RuntimeError as error:  # an interrupt between two writes comes out of torch as this
+            raise error.__context__ or error from None
         if output.fault:
             raise output.fault
         return file.tell()
@@ -212,7 +215,7 @@ class _Output:
         try:
             if self.fault is None:
                 self.file.write(data)
-        except OSError as fault:
+        except (OSError, KeyboardInterrupt) as fault:
             self.fault = fault
         return len(data)
 
