@@ -267,9 +267,8 @@ def read_coco(path: str) -> dict:
     """Read a COCO file: its lists of dict "images" and "annotations", with the keys of COCO_KEYS. SoirError."""
 
     def shrink(record: dict):
-        if (
-            "counts" in record and "image_id" not in record
-        ):  # an RLE: its list of run lengths takes fifty times the memory of the string
+        # An RLE: its list of run lengths takes fifty times the memory of the string.
+        if "counts" in record and "image_id" not in record:
             try:
                 return compress_rle(record)
             except ValueError as error:
@@ -290,6 +289,8 @@ def compress_rle(record: dict) -> dict:
     if isinstance(counts, str):
         counts = decode_counts([counts.encode("utf-8", "surrogatepass")])[0].tolist()
     try:
+        if bool in map(type, counts):
+            raise TypeError("true is no run length")
         runs = np.asarray(array.array("I", counts))  # the strictest and fastest conversion: no floats, no text
     except (TypeError, OverflowError):
         raise ValueError("counts are not run lengths") from None
@@ -334,7 +335,7 @@ def read_gallery(images: dict, folder: str, key: str, title: str, workers: int, 
         else:
             skipped["image without annotations"].append(f"{key}/{name}")
     sizes = map_ordered(read_size, [os.path.join(folder, name) for name in names], workers, title)
-    for name, size in zip(names, sizes):
+    for size, name in zip(sizes, names):  # the iterator of the workers first: it is to end, not to be dropped
         image = images.pop(name)  # its memory is for the entry to be made
         if size is None:
             skipped["gallery image that is missing or cannot be read"].append(f"{key}/{name}")

@@ -31,6 +31,7 @@ import json
 import math
 import os
 import sys
+import warnings
 from collections import Counter, defaultdict
 from typing import Any, Iterable, Iterator
 
@@ -39,6 +40,7 @@ from PIL import Image, ImageDraw
 
 from safe_loading import load_annotations, load_plain
 from soir_common import (
+    MAX_COORDINATE,
     SETS,
     SoirError,
     check_output,
@@ -127,7 +129,8 @@ def read_rankings(path: str, queries: list, gallery: list, others: set, faults: 
     if not isinstance(rankings, dict):
         raise SoirError(f"{path} holds no rankings: expected a dict, query path -> list of gallery paths")
     position = {name: index for index, name in enumerate(gallery)}
-    for name in rankings.keys() - set(queries) - others:
+    asked = set(queries)
+    for name in [name for name in rankings if name not in asked and name not in others]:
         faults["ranking of a path that is no query here"].append(str(name))
     for query in queries:
         ranking = rankings.get(query)
@@ -152,7 +155,7 @@ def read_ranking(query: Any, ranking: Any, position: dict, faults: dict) -> tupl
         elif index in seen:
             faults["path ranked twice for a query, second one ignored"].append(f"{query}: {path}"[:200])
             continue
-        if score is not None and not (type(score) in (int, float) and math.isfinite(score)):
+        if score is not None and not (type(score) in (int, float) and -math.inf < score < math.inf):
             faults["score that is no finite number, image counted as not retrieved"].append(f"{query}: {path}"[:200])
             continue
         if box is not None and not is_box(box):
@@ -180,55 +183,98 @@ def is_box(box: Any) -> bool:
     return (
         isinstance(box, (list, tuple))
         and len(box) == 4
-        and all(type(value) in (int, float) and math.isfinite(value) for value in box)
+        and all(type(value) in (int, float) and abs(value) <= MAX_COORDINATE for value in box)
         and box[2] > box[0]
         and box[3] > box[1]
     )
 
 
-def read_features(path: str) -> tuple[list, list]:
-    """Features of images: (list of paths, matrix [paths, dimension], float32). Raises SoirError.
+def read_features(path: str) -> Iterator[tuple]:
+    """Yield (path, vector) of every image: float32 [dimension], or None for what is no vector. Raises SoirError.
 
     The file is .pt (as torch.save wrote it) or .npz, and holds path -> vector, or {"paths": [...], "features": matrix}.
     """
     try:
-        if path.endswith(".npz"):
-            with open_regular(path) as file, np.load(file, allow_pickle=False) as archive:
-                size = sum(info.file_size for info in archive.zip.infolist())
-                if size > MAX_RATIO * os.fstat(file.fileno()).st_size:
-                    raise ValueError(f"unpacked, it is over {MAX_RATIO} times as large, which features never are")
-                content = {name: archive[name] for name in archive.files}
-        else:
-            import torch  # here, not above: it takes over a second, and only features need it
+        with open_regular(path) as file:
+            limit = MAX_RATIO * os.fstat(file.fileno()).st_size
+            if path.endswith(".npz"):
+                with np.load(file, allow_pickle=False) as archive:
+                    check_unpacked(sum(info.file_size for info in archive.zip.infolist()), limit)
+                    content = {name: archive[name] for name in archive.files}
+            else:
+                import torch  # here, not above: it takes over a second, and only features need it
 
-            with open_regular(path) as file:
-                content = torch.load(file, map_location="cpu", weights_only=True)
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")  # what is wrong with the file is said below
+                    content = torch.load(file, map_location="cpu", weights_only=True)
+        if not isinstance(content, dict) or not content:
+            raise ValueError("expected a dict, path -> vector, or paths and features")
+        paths, vectors = list(content), list(content.values())
+        if set(content) == {"paths", "features"}:
+            paths, vectors = content["paths"], content["features"]
+            if not isinstance(paths, (list, tuple, np.ndarray)) or len(paths) != len(vectors):
+                raise ValueError("expected a list of paths, and a feature for each")
+        for name, value in zip(paths, vectors):
+            vector = as_vector(value, limit)
+            limit -= 0 if vector is None else vector.nbytes
+            yield str(name), vector
     except OSError as error:
         raise SoirError(f"cannot read {path}: {error.strerror or error}") from error
     except Exception as error:  # a broken archive or pickle can raise anything
-        raise SoirError(
-            f"{path} was not loaded, for it holds no features: {str(error).splitlines()[0][:200]}"
-        ) from error
-    if not isinstance(content, dict) or not content:
-        raise SoirError(f"{path} holds no features: expected a dict, path -> vector, or paths and features")
-    if set(content) == {"paths", "features"}:
-        paths, vectors = [str(name) for name in content["paths"]], list(content["features"])
-        if len(paths) != len(vectors):
-            raise SoirError(f"{path} has {len(paths):,} paths and {len(vectors):,} features: expected one a path")
-        return paths, vectors
-    return list(content), list(content.values())
+        reason = (str(error) or type(error).__name__).splitlines()[0][:200]
+        raise SoirError(f"{path} was not loaded, for it holds no features: {reason}") from error
+
+
+def check_unpacked(size: int, limit: int) -> None:
+    if size > limit:
+        raise ValueError(f"unpacked, it is over {MAX_RATIO} times as large, which features never are")
+
+
+def as_vector(value: Any, limit: int) -> np.ndarray | None:
+    """A tensor, an array or a list of numbers as float32 [dimension]; None if it is none of these, or empty.
+
+    Raises ValueError if it takes more than `limit` bytes: a tensor can claim any size, and a list can be in the file
+    once and stand for thousands.
+    """
+    if isinstance(value, (list, tuple)):
+        if not all(type(number) in (int, float) for number in value):
+            return None
+        size = len(value)
+    elif hasattr(value, "numel"):  # a tensor
+        size = value.numel()
+    elif isinstance(value, np.ndarray):
+        size = value.size
+    else:
+        return None
+    check_unpacked(4 * size, limit)
+    try:
+        if hasattr(value, "numel"):
+            value = value.detach()  # NumPy takes no tensor with a gradient, and does not know bfloat16
+            value = (value.float() if value.is_floating_point() else value).numpy()
+        array = np.asarray(value)
+    except (TypeError, RuntimeError):  # sparse, quantized
+        return None
+    if array.dtype.kind not in "fiub" or not array.size:
+        return None
+    with np.errstate(over="ignore"):  # what is beyond float32 becomes infinite, which is reported
+        return array.astype(np.float32, copy=False).ravel()
 
 
 def rank_features(path: str, annotations: dict, queries: list, gallery: list, faults: dict) -> Iterator[tuple]:
     """As `read_rankings`, by cosine similarity, against the gallery of the query's own set."""
     vectors = {}
-    for name, vector in zip(*read_features(path)):
-        try:
-            vectors[name] = np.asarray(vector, dtype=np.float32).ravel()
-        except (TypeError, ValueError):
-            faults["feature that is no vector, image counted as not retrieved"].append(str(name))
+    for name, vector in read_features(path):
+        if vector is not None:
+            vectors[name] = vector
+        else:
+            faults["feature that is no vector, image counted as not retrieved"].append(name)
     lengths = Counter(vectors[name].size for name in queries + gallery if name in vectors)
-    length = lengths.most_common(1)[0][0] if lengths else 0
+    if not lengths:
+        found = f"paths like {next(iter(vectors))}" if vectors else "nothing that is a vector of numbers"
+        raise SoirError(
+            f"{path} has a feature for none of the images: expected paths like {(queries + gallery)[0]}, found {found}"
+        )
+    length = lengths.most_common(1)[0][0]
     usable = set()
     for name in queries + gallery:
         vector = vectors.get(name)
@@ -256,8 +302,10 @@ def rank_features(path: str, annotations: dict, queries: list, gallery: list, fa
 
 
 def unit_rows(vectors: list, length: int) -> np.ndarray:
+    """Vectors -> float32 [vectors, length], each of length 1, or 0 as before."""
     matrix = np.array(vectors, dtype=np.float32).reshape(-1, length)
-    return matrix / np.maximum(np.linalg.norm(matrix, axis=1, keepdims=True), 1e-30)
+    squares = np.einsum("ij,ij->i", matrix, matrix, dtype=np.float64)  # those of float32 may be beyond it
+    return (matrix / np.sqrt(np.where(squares > 0, squares, 1))[:, None]).astype(np.float32)
 
 
 # ----------------------------------------------------------------------------------------------------------- evaluation

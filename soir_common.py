@@ -17,7 +17,7 @@ import signal
 import socket
 import stat
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, BinaryIO, Callable, Iterator
 
 import numpy as np
@@ -159,7 +159,8 @@ def whole_file(path: str) -> Iterator[BinaryIO]:
         for name in os.listdir(folder):
             owner = re.fullmatch(re.escape(prefix) + r"([0-9]+)\.tmp", name)
             if owner and not _is_running(int(owner.group(1))):
-                os.unlink(os.path.join(folder, name))
+                with suppress(OSError):  # another run was first, or it is somebody else's
+                    os.unlink(os.path.join(folder, name))
         with open(temporary, "wb") as file:
             yield file
             file.flush()
@@ -442,9 +443,6 @@ def exit_status() -> Iterator[None]:
             yield
         finally:
             sys.stdout.flush()
-    except SoirError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
@@ -454,8 +452,8 @@ def exit_status() -> Iterator[None]:
     except BrokenPipeError:  # the reader of our output, `head` perhaps, has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         sys.exit(141)
-    except OSError as error:  # an input that vanished in mid-run, say
-        print(f"error: {error}", file=sys.stderr)
+    except (SoirError, OSError) as error:  # OSError: an input that vanished in mid-run, say
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         sys.exit(2)
 
 

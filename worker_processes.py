@@ -6,8 +6,9 @@ import os
 import signal
 import threading
 import time
+from contextlib import contextmanager
 from functools import partial
-from multiprocessing import Pipe, Process, active_children
+from multiprocessing import Pipe, Process, active_children, get_start_method
 from multiprocessing.connection import wait
 from typing import Callable, Iterator
 
@@ -79,19 +80,39 @@ def _start_worker(function, workers):
     """Start a worker process and return our end of its pipe."""
     ours, theirs = Pipe()
     try:
-        Process(target=_work, args=(function, theirs), daemon=True).start()
+        with _interrupts_later():
+            Process(target=_work, args=(function, theirs, os.getpid()), daemon=True).start()
     except OSError as error:
         raise SoirError(f"cannot start {workers} worker processes ({error}): use fewer --workers") from error
     theirs.close()
     return ours
 
 
-def _work(function, pipe):
+@contextmanager
+def _interrupts_later():
+    """Let Ctrl-C and SIGTERM wait for the end of this: Python forgets what is raised while it forks."""
+    came: list = []
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: handler for number, handler in before.items() if callable(handler)}  # others raise nothing
+    for number in before:
+        signal.signal(number, lambda number, _: came.append(number))
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if came:
+        raise KeyboardInterrupt
+
+
+def _work(function, pipe, starter):
     """A worker: take a batch from the pipe, give its results back.
 
     Ctrl-C is the parent's to handle; and when the parent is gone, killed perhaps, its workers go too.
     """
     parent = os.getppid()
+    if get_start_method() == "fork" and parent != starter:
+        os._exit(2)  # it was killed before we came this far
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 

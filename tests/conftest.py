@@ -151,3 +151,17 @@ def tiny(tmp_path):
 
 def files_below(folder):
     return sorted(os.path.relpath(os.path.join(at, name), folder) for at, _, names in os.walk(folder) for name in names)
+
+
+def make_annotations(file, base, rankings):
+    """An annotation file of a tiny tree, and rankings of it in gallery order."""
+    done = run_here(
+        "create_dataset.py", "--voxdet-root", base, "--output-file", file, "--relative-paths", "--workers", 1
+    )
+    assert done.returncode == 0, done.stderr
+    annotations = load_plainly(file)
+    gallery = [path for path, entry in annotations.items() if not entry["is_query"]]
+    rankings.write_text(json.dumps({path: gallery for path, entry in annotations.items() if entry["is_query"]}))
+
+
+needs_proc = pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="there is no /proc here")

@@ -1,14 +1,10 @@
 """create_dataset.py: what it writes is what the tree shows, and bad input costs a line of report, no more."""
 
-import multiprocessing
 import os
 import pickle
 import shutil
-import signal
-import socket
 import subprocess
 import sys
-import time
 import zipfile
 import zlib
 
@@ -665,50 +661,12 @@ def test_bad_arguments_exit_with_2(tiny, arguments):
 # ---------------------------------------------------------------------------------------------------------- the output
 
 
-def test_an_output_that_cannot_be_written_is_refused_before_the_work(tiny):
-    tiny.path("folder").mkdir()
-    tiny.path("read-only").write_bytes(b"old")
-    tiny.path("read-only").chmod(0o444)
-    os.mkfifo(str(tiny.path("fifo")))
-    tiny.path("loop").symlink_to("loop")
-    for output in ("folder", "read-only", "fifo", "missing/anns.pt", "loop", "n" * 300):
-        done = run_here(
-            "create_dataset.py", "--voxdet-root", tiny.root, "--output-file", tiny.path(output), "--workers", "1"
-        )
-        assert done.returncode == 2
-        assert output.split("/")[0] in done.stderr
-    assert (
-        run_script(
-            "create_dataset.py", "--voxdet-root", tiny.root, "--output-file", os.devnull, "--workers", "1"
-        ).returncode
-        == 2
-    )
-    assert tiny.path("read-only").read_bytes() == b"old"
-    assert tiny.path("folder").is_dir()
-
-
 def test_the_output_is_replaced_whole_so_that_who_reads_the_old_one_keeps_it(tiny):
     tiny.path("anns.pt").write_bytes(b"old" * 100)
     with open(str(tiny.path("anns.pt")), "rb") as reader:
         _, annotations = tiny.create()
         assert reader.read() == b"old" * 100
     assert len(annotations) == 9
-
-
-def test_a_full_disk_leaves_the_old_output(tiny):
-    """A limit on the size of files stands for it: the write breaks off in the middle."""
-    tiny.path("anns.pt").write_bytes(b"old")
-    before = files_below(str(tiny.root))
-    code = "import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000)); "
-    code += "sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
-    command = [sys.executable, "-c", code, str(ROOT / "create_dataset.py"), "--voxdet-root", str(tiny.root)]
-    command += ["--output-file", str(tiny.path("anns.pt")), "--workers", "1"]
-    done = subprocess.run(command, stderr=subprocess.PIPE)
-    assert done.returncode == 2
-    assert b"cannot write" in done.stderr
-    assert len(done.stderr.splitlines()) == 1
-    assert tiny.path("anns.pt").read_bytes() == b"old"
-    assert files_below(str(tiny.root)) == before
 
 
 def test_a_link_as_output_stays_a_link(tiny):
@@ -725,98 +683,11 @@ def test_no_file_but_the_output_appears(tiny):
     assert files_below(str(tiny.root)) == sorted([*before, "anns.pt"])
 
 
-def test_temporary_files_of_runs_that_were_killed_are_removed(tiny):
-    gone = subprocess.Popen([sys.executable, "-c", ""])
-    gone.wait()
-    stale = tiny.path(f".soir-{socket.gethostname()}-{gone.pid}.tmp")
-    live = tiny.path(f".soir-{socket.gethostname()}-{os.getppid()}.tmp")
-    stale.write_bytes(b"half")
-    live.write_bytes(b"of a run that goes on")
-    tiny.create()
-    assert not stale.exists()
-    assert live.exists()
-
-
 def test_the_file_is_an_ordinary_torch_file(tiny):
     tiny.create()
     with zipfile.ZipFile(str(tiny.path("anns.pt"))) as archive:
         (name,) = [name for name in archive.namelist() if name.endswith("/data.pkl")]
         assert len(pickle.loads(archive.read(name))) == 9
-
-
-def start_long_run(voxdet, tmp_path):
-    """Start create_dataset.py with two workers on a tree that takes it some ten seconds, and let it get to work."""
-    source, root = voxdet[0] / "RoboTools", tmp_path / "VoxDet"
-    shutil.copytree(str(source), str(root / "RoboTools"))
-    for copy in range(1000, 2000):  # one folder a thousand times
-        os.symlink(str(source / "test_video/obj_000001"), str(root / f"RoboTools/test_video/obj_{copy:06d}"))
-    command = [sys.executable, str(ROOT / "create_dataset.py"), "--voxdet-root", str(root), "--skip-owid"]
-    command += ["--output-file", str(tmp_path / "anns.pt"), "--workers", "2"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, start_new_session=True)
-    time.sleep(1.5)
-    assert process.poll() is None, "the run was over before it could be interrupted"
-    return process
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupt_ends_at_once_and_leaves_nothing(voxdet, tmp_path, number):
-    process = start_long_run(voxdet, tmp_path)
-    if number == signal.SIGINT:  # Ctrl-C goes to the workers too
-        os.killpg(process.pid, number)
-    else:
-        process.send_signal(number)
-    _, stderr = process.communicate(timeout=10)
-    assert process.returncode == 130
-    assert stderr == b"interrupted\n"
-    assert os.listdir(str(tmp_path)) == ["VoxDet"]
-    with pytest.raises(ProcessLookupError):  # no process of the group is left
-        os.killpg(process.pid, 0)
-
-
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_a_worker_that_is_killed_ends_the_run_with_a_sentence(voxdet, tmp_path, number):
-    process = start_long_run(voxdet, tmp_path)
-    children = subprocess.run(["pgrep", "-P", str(process.pid)], stdout=subprocess.PIPE).stdout.split()
-    os.kill(int(children[0]), number)
-    _, stderr = process.communicate(timeout=10)
-    assert process.returncode == 2
-    assert b"a worker process died" in stderr
-    assert b"Traceback" not in stderr
-    assert os.listdir(str(tmp_path)) == ["VoxDet"]
-
-
-def test_workers_that_cannot_be_started_end_the_run_with_a_sentence(monkeypatch):
-    """A limit on processes: the first worker starts, the second does not."""
-    import soir_common
-    import worker_processes
-
-    fork, calls = os.fork, []
-
-    def limited():
-        calls.append(None)
-        if len(calls) > 1:
-            raise BlockingIOError(11, "Resource temporarily unavailable")
-        return fork()
-
-    monkeypatch.setattr(os, "fork", limited)
-    with pytest.raises(soir_common.SoirError, match="--workers"):
-        list(worker_processes.map_ordered(len, [[]] * 100, 4, "title"))
-    assert not multiprocessing.active_children()
-
-
-def test_workers_go_when_the_run_is_killed(voxdet, tmp_path):
-    process = start_long_run(voxdet, tmp_path)
-    process.kill()
-    process.communicate()
-    deadline = time.monotonic() + 10
-    while time.monotonic() < deadline:
-        try:
-            os.killpg(process.pid, 0)
-        except ProcessLookupError:
-            break
-        time.sleep(0.1)
-    else:
-        pytest.fail("a worker is left")
 
 
 def test_keys_that_nobody_needs_may_hold_anything(tiny):

@@ -106,6 +106,14 @@ def test_any_json_is_an_rle_or_a_value_error(size, counts):
         assert (coco_mask.decode(rle) == mask_of(counts, *size)).all()
 
 
+@pytest.mark.parametrize(
+    "counts", [[2**31 + 5, 2**31 + 7], [2**32 - 1, 13], [5, 6, True], [5, 7.0], [5, "7"], [-5, 17]]
+)
+def test_numbers_that_are_no_run_lengths_or_have_a_sum_beyond_32_bits_are_refused(counts):
+    with pytest.raises(ValueError, match="run lengths"):
+        create_dataset.compress_rle({"size": [3, 4], "counts": counts})
+
+
 def string_of(runs):
     """COCO's compressed RLE of any integers, by maskApi.c (rleToString)."""
     text = []
@@ -139,6 +147,32 @@ def strings(draw):
     return bytes(counts), mask.shape
 
 
+def runs_of_string(string):
+    """The run lengths that a compressed string spells, number by number; none if it is malformed."""
+    runs, position = [], 0
+    while position < len(string):
+        number = shift = 0
+        while True:
+            if position == len(string) or not 48 <= string[position] < 48 + 64 or shift == 35:
+                return []
+            code = string[position] - 48
+            position += 1
+            number |= (code & 31) << shift
+            shift += 5
+            if not code & 32:
+                break
+        if code & 16:
+            number -= 1 << shift
+        runs.append(number + runs[-2] if len(runs) > 2 else number)
+    return runs
+
+
+@given(st.lists(strings(), min_size=1, max_size=8))
+def test_any_bytes_decode_to_what_they_spell_or_to_nothing(many):
+    runs, ends = soir_common.decode_counts([string for string, _ in many])
+    assert [part.tolist() for part in np.split(runs, ends[:-1])] == [runs_of_string(string) for string, _ in many]
+
+
 @given(st.lists(strings(), min_size=1, max_size=8))
 def test_what_the_validator_accepts_pycocotools_decodes_to_h_x_w(many):
     """The validator takes whatever bytes without raising; only what it accepts may reach pycocotools' C code."""
@@ -151,12 +185,14 @@ def test_what_the_validator_accepts_pycocotools_decodes_to_h_x_w(many):
     verify_dataset.check_masks(entries, None, findings)
     refused = {path for _, path, _ in findings.issues}
     for index, (counts, shape) in enumerate(many):
-        if str(index) not in refused:
+        runs = runs_of_string(counts)
+        is_valid = sum(runs) == shape[0] * shape[1] and min(runs) >= 0 and sum(runs[1::2]) > 0
+        assert is_valid == (str(index) not in refused)
+        if is_valid:
             decoded = coco_mask.decode({"size": list(shape), "counts": counts})
-            runs, _ = soir_common.decode_counts([counts])
             assert decoded.shape == shape
             assert decoded.any()
-            assert (decoded == mask_of(runs.tolist(), *shape)).all()
+            assert (decoded == mask_of(runs, *shape)).all()
 
 
 @given(st.lists(masks(), min_size=1, max_size=8))
