@@ -134,14 +134,17 @@ def strings(draw):
         runs = draw(st.lists(st.integers(-3, 300), max_size=8))
         return string_of([*runs, mask.size - sum(runs)]), mask.shape
     counts = bytearray(coco_counts(mask).encode())
-    kind = draw(st.sampled_from(("true", "changed", "cut", "alphabet", "any")))
+    kind = draw(st.sampled_from(("true", "changed", "cut", "alphabet", "long", "any")))
     if kind == "changed":
         for _ in range(draw(st.integers(1, 3))):
             counts[draw(st.integers(0, len(counts) - 1))] = draw(st.integers(40, 120))
     elif kind == "cut":
         del counts[draw(st.integers(0, len(counts) - 1)) :]
-    elif kind == "alphabet":
-        counts = bytes(draw(st.lists(st.integers(48, 111), max_size=30)))
+    elif kind == "alphabet":  # and the two bytes beside it
+        counts = bytes(draw(st.lists(st.integers(47, 112), max_size=30)))
+    elif kind == "long":  # numbers of many characters
+        number = st.tuples(st.lists(st.integers(80, 111), min_size=5, max_size=8), st.integers(48, 79))
+        counts = bytes(sum(([*more, last] for more, last in draw(st.lists(number, max_size=3))), []))
     elif kind == "any":
         counts = draw(st.binary(max_size=30))
     return bytes(counts), mask.shape
