@@ -169,7 +169,7 @@ def runs_of_string(string):
 
 @given(st.lists(strings(), min_size=1, max_size=8))
 @example([(b"_" * digits + b"1", (1, 1)) for digits in range(12)])  # numbers of up to 12 characters
-@example([(bytes([byte]), (1, 1)) for byte in range(256)])
+@example([(bytes([byte]) + more, (1, 1)) for byte in range(256) for more in (b"", b"1")])
 def test_any_bytes_decode_to_what_they_spell_or_to_nothing(many):
     runs, ends = soir_common.decode_counts([string for string, _ in many])
     assert [part.tolist() for part in np.split(runs, ends[:-1])] == [runs_of_string(string) for string, _ in many]
