@@ -25,7 +25,7 @@ from run_fork import PYTHONS_OWN, Fork, assert_gone, living
 import soir_common
 import worker_processes
 
-KILLS = int(os.environ.get("SOIR_KILLS", "12"))
+KILLS = int(os.environ.get("SOIR_KILLS", "8"))
 
 
 # ----------------------------------------------------------------------------------------------------------- four jobs
