@@ -66,14 +66,14 @@ def _map_batches(function, batches, workers):
                 done[index] = results
                 busy.remove(pipe)
                 idle.append(pipe)
+        return
     except (EOFError, OSError):
-        raise SoirError(
-            "a worker process died (killed, or out of memory): run again, perhaps with fewer --workers"
-        ) from None
+        pass  # not raised from here, since Python would keep, and complain of, what is in the pipe
     finally:
         for process in active_children():  # they are idle, or there was a fault or Ctrl-C, which must not wait for them
             process.kill()
             process.join()
+    raise SoirError("a worker process died (killed, or out of memory): run again, perhaps with fewer --workers")
 
 
 def _start_worker(function, workers):
