@@ -112,7 +112,7 @@ NO_VECTORS = {
     "None": None,
     "dict": {"a": 1},
     "list of text": ["1"] * 8,
-    "list of lists": [[1.0] * 8],
+    "list of lists": [[1] * 8],
     "list of a number beyond any float": [HUGE] * 8,
 }
 
@@ -131,7 +131,7 @@ def test_a_feature_that_is_no_vector_is_a_fault_that_is_listed(few, tmp_path, na
     [
         lambda vector: vector.requires_grad_(),
         lambda vector: torch.nn.Parameter(vector),
-        lambda vector: vector.tolist(),
+        lambda vector: vector.int().tolist(),
         lambda vector: vector[None],
         lambda vector: vector.double(),
         lambda vector: vector * 1e30,  # whose squares no float32 holds
@@ -176,7 +176,7 @@ def test_a_matrix_that_does_not_go_with_its_paths_cannot_be_scored(few, tmp_path
 @needs_proc
 def test_features_that_claim_to_be_huge_are_refused_before_they_take_memory(few, tmp_path):
     """A tensor may have any shape, and share its storage with all others; a list may be in the file once."""
-    names, numbers = few[1] + few[2], [1.0] * 50_000
+    names, numbers = few[1] + few[2], [1] * 50_000
     for content in (
         {path: torch.ones(1).expand(10**8) for path in names},
         {"paths": names, "features": torch.ones(1, 1).expand(len(names), 10**8)},
