@@ -26,6 +26,7 @@ import numpy as np
 import pycocotools.mask as coco_mask
 from PIL import Image, ImageChops
 
+from input_files import image_names, image_size, natural_key, read_image
 from soir_common import (
     MAX_COORDINATE,
     SoirError,
@@ -36,13 +37,9 @@ from soir_common import (
     decode_counts,
     exit_status,
     gallery_entry,
-    image_names,
-    image_size,
-    natural_key,
     positive,
     print_skipped,
     query_entry,
-    read_image,
     read_json,
     save_annotations,
 )

@@ -35,6 +35,7 @@ from typing import Iterator
 
 import numpy as np
 
+from input_files import image_names, image_size, natural_key, open_regular, read_file
 from soir_common import (
     PUBLISHED,
     SoirError,
@@ -43,13 +44,8 @@ from soir_common import (
     corners,
     exit_status,
     gallery_entry,
-    image_names,
-    image_size,
-    natural_key,
-    open_regular,
     print_skipped,
     query_entry,
-    read_file,
     save_annotations,
 )
 from worker_processes import map_ordered

@@ -38,6 +38,7 @@ from typing import Any, Iterable, Iterator
 import numpy as np
 from PIL import Image, ImageDraw
 
+from input_files import image_size, open_regular, read_image
 from safe_loading import load_annotations, load_plain
 from soir_common import (
     MAX_COORDINATE,
@@ -46,11 +47,8 @@ from soir_common import (
     check_output,
     difficulty,
     exit_status,
-    image_size,
-    open_regular,
     positive,
     print_skipped,
-    read_image,
     read_json,
     write_whole,
 )

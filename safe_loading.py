@@ -14,7 +14,8 @@ from typing import Any, Callable
 
 import numpy as np
 
-from soir_common import SoirError, open_regular
+from input_files import open_regular
+from soir_common import SoirError
 
 
 def load_annotations(path: str) -> dict:

@@ -24,10 +24,10 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
+from input_files import MAX_PIXELS, image_size, read_image
 from safe_loading import load_annotations
 from soir_common import (
     MAX_COORDINATE,
-    MAX_PIXELS,
     PUBLISHED,
     SETS,
     SoirError,
@@ -35,9 +35,7 @@ from soir_common import (
     decode_counts,
     difficulty,
     exit_status,
-    image_size,
     printable,
-    read_image,
     write_whole,
 )
 
