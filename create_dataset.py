@@ -26,13 +26,12 @@ import numpy as np
 import pycocotools.mask as coco_mask
 from PIL import Image, ImageChops
 
-from input_files import image_names, image_size, natural_key, read_image
+from input_files import MAX_PIXELS, image_names, image_size, natural_key, read_image
 from soir_common import (
     MAX_COORDINATE,
     SoirError,
     add_common_options,
     check_output,
-    check_size,
     corners,
     decode_counts,
     exit_status,
@@ -295,6 +294,12 @@ def compress_rle(record: dict) -> dict:
     if not runs.size or runs.sum(dtype=np.uint64) != size[0] * size[1]:
         raise ValueError("run lengths do not fill the image")
     return compress_runs(runs, *size)
+
+
+def check_size(height: Any, width: Any) -> None:
+    """Raise ValueError unless both are integers and an image of that size may be held in memory."""
+    if type(height) is not int or type(width) is not int or height < 1 or width < 1 or height * width > MAX_PIXELS:
+        raise ValueError("size is not [height, width] of an image")
 
 
 def add_gallery(images: dict, coco: dict, split: str, key: str, skipped: dict) -> None:

@@ -21,7 +21,7 @@ from typing import Any, BinaryIO, Callable, Iterator
 
 import numpy as np
 
-from input_files import MAX_PIXELS, open_regular
+from input_files import open_regular
 
 # The sets, and which of them have masks: for queries, for gallery images. INSTRE has boxes only.
 SETS = {
@@ -285,12 +285,6 @@ def decode_counts(strings: list) -> tuple[np.ndarray, np.ndarray]:
         total = np.concatenate(([0], np.cumsum(np.where(chain, values, 0))))
         runs[chain] = (total[1:] - total[starts])[chain]
     return runs, ends
-
-
-def check_size(height: Any, width: Any) -> None:
-    """Raise ValueError unless both are integers and an image of that size may be held in memory."""
-    if type(height) is not int or type(width) is not int or height < 1 or width < 1 or height * width > MAX_PIXELS:
-        raise ValueError("size is not [height, width] of an image")
 
 
 # ------------------------------------------------------------------------------------------------------------- scripts
