@@ -271,7 +271,13 @@ def long_source(tmp_path_factory):
 def start_long_run(script, args):
     """Start a script from the command line, and let it get to work."""
     command = [sys.executable, str(ROOT / script), *map(str, args)]
-    run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
+    run = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a job in the background would ignore it
+    )
     deadline = time.monotonic() + 60
     while not catches(run.pid, signal.SIGTERM):  # it is still Python that starts, and imports
         assert run.poll() is None
@@ -321,6 +327,30 @@ def test_a_worker_that_is_killed_ends_the_run_with_a_sentence(long_source, tmp_p
     assert stderr.count(b"\n") == 1
     assert contents(tmp_path) == before
     assert_gone([run.pid])
+
+
+@needs_proc
+@pytest.mark.parametrize("script", SCRIPTS[:2])
+def test_an_input_that_vanishes_in_mid_run_is_counted_or_named(tmp_path, script):
+    make_voxdet(tmp_path / "VoxDet", 4000)
+    make_instre(tmp_path / "INSTRE", 10_000)
+    out = tmp_path / "out"
+    out.mkdir()
+    args, outputs = job(script, tmp_path, out)
+    put_old(outputs)
+    run = start_long_run(script, args)
+    for name in ("VoxDet", "INSTRE"):
+        (tmp_path / name).rename(tmp_path / f"{name} is gone")
+    stdout, stderr = run.communicate(timeout=60)
+    assert b"Traceback" not in stderr
+    if run.returncode == 2:
+        assert stderr.startswith(b"error: ")
+        assert stderr.count(b"\n") == 1
+        assert contents(out) == {output.name: b"old" for output in outputs}
+    else:
+        assert stderr == b""
+        assert b"cannot be read" in stdout or b"missing" in stdout
+        assert b"old" not in contents(out).values()
 
 
 def test_workers_that_cannot_be_started_end_the_run_with_a_sentence(monkeypatch):
@@ -432,7 +462,10 @@ def one_output(name, source, folder):
 
 
 def make_fault(fault, path):
-    if fault == "no folder":
+    if fault == "unwritable folder":
+        path.parent.rmdir()
+        path.parent.symlink_to("/proc/self", target_is_directory=True)  # which not even root can write to
+    elif fault == "no folder":
         path.parent.rmdir()
     elif fault == "a file for a folder":
         path.parent.rmdir()
@@ -462,8 +495,8 @@ def snapshot(folder):
     return found
 
 
-FAULTS = ["no folder", "a file for a folder", "folder", "FIFO", "device", "link to itself", "link to nowhere"]
-FAULTS += ["read-only"]
+FAULTS = ["no folder", "a file for a folder", "unwritable folder", "folder", "FIFO", "device", "read-only"]
+FAULTS += ["link to itself", "link to nowhere"]
 
 
 @pytest.mark.parametrize("fault", FAULTS)
@@ -476,7 +509,7 @@ def test_an_output_that_cannot_be_one_is_refused_in_a_line_and_stays_as_it_is(so
     before = snapshot(tmp_path)
     done = run_here(script, *args)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("error: the ")
+    assert done.stderr.startswith(("error: the ", "error: cannot write "))
     assert len(done.stderr.splitlines()) == 1
     assert snapshot(tmp_path) == before
     assert stat.S_ISCHR(os.stat(os.devnull).st_mode)
