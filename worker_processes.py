@@ -17,8 +17,8 @@ from tqdm import tqdm
 from soir_common import SoirError
 
 # Items that a worker gets at a time: enough to hide the cost of handing them over (0.2 ms; a mask of OWID takes
-# 0.4 ms), few enough that the last ones do not keep one worker busy alone (a mask of RoboTools takes 20 ms).
-BATCH = 16
+# 0.4 ms), few enough that the last ones do not keep one worker busy alone (a mask of RoboTools takes 15 ms).
+BATCH = 32
 
 
 def map_ordered(function: Callable, items: list, workers: int, title: str) -> Iterator:
