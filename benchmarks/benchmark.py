@@ -134,7 +134,7 @@ def make_robotools(folder, originals, scale, rng):
     names = [f"{i % 24}/rgb/{i // 24:06d}.png" for i in range(count(ROBOTOOLS_IMAGES, scale))]
     for i, name in enumerate(names):
         link(pairs[i % 8][0], os.path.join(folder, "test", name))
-    coco = {"images": [], "annotations": []}
+    coco: dict = {"images": [], "annotations": []}
     for i in range(count(ROBOTOOLS_ANNOTATIONS, scale)):
         coco["images"].append({"id": i, "file_name": names[i % len(names)], "width": 1920, "height": 1080})
         annotation = {"id": i, "image_id": i, "category_id": i % ROBOTOOLS_INSTANCES}
@@ -148,7 +148,7 @@ def draw_query(folder, name, size, across, ending, rng):
     image, (mask,) = make_sample.draw_scene(size, rng, [place])
     paths = [os.path.join(folder, f"{name}_{kind}{ending}") for kind in ("rgb", "mask")]
     make_sample.save(image, paths[0], quality=92)
-    make_sample.save(Image.fromarray(np.uint8(mask)[..., None].repeat(3, 2) * 255), paths[1], quality=95)
+    make_sample.save(Image.fromarray(mask.astype(np.uint8)[..., None].repeat(3, 2) * 255), paths[1], quality=95)
     return paths
 
 
@@ -215,7 +215,7 @@ def bench_queries(folder, repeats):
                     image.load()
 
         def ours(found=found, name=name, masks=masks):
-            skipped = defaultdict(list)
+            skipped: dict = defaultdict(list)
             queries = create_dataset.read_queries(found, name, 1, skipped)
             assert sum(1 for _ in queries) == len(masks), skipped
 
