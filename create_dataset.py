@@ -26,15 +26,16 @@ import numpy as np
 import pycocotools.mask as coco_mask
 from PIL import Image, ImageChops
 
-from input_files import MAX_PIXELS, image_names, image_size, natural_key, read_image
+from input_files import IMAGE_ENDINGS, MAX_PIXELS, image_names, image_size, natural_key, read_image
 from soir_common import (
     MAX_COORDINATE,
     SoirError,
     add_common_options,
-    check_output,
+    check_outputs,
     corners,
     decode_counts,
     exit_status,
+    find_root,
     gallery_entry,
     positive,
     print_skipped,
@@ -489,6 +490,9 @@ def find_sets(args: argparse.Namespace) -> list[tuple]:
         sets.append(("RoboTools", parse_robotools, robotools, robotools_parts))
     if not sets:
         raise SoirError("nothing to do: --skip-owid and --skip-robotools are both given; leave one out")
+    if not os.path.isdir(args.voxdet_root):
+        raise SoirError(f"--voxdet-root {args.voxdet_root} is no folder: name the folder of the download")
+    every_part = [os.path.join(path, part) for _, _, path, parts in sets for part in parts]
     for name, _, path, parts in sets:
         option = name.lower()
         if args.relative_paths and (os.path.isabs(path) or ".." in re.split(r"[/\\]", path)):
@@ -496,26 +500,17 @@ def find_sets(args: argparse.Namespace) -> list[tuple]:
         for part in parts:
             expected = os.path.join(args.voxdet_root, path, part)
             if not os.path.exists(expected):
-                deeper = find_deeper(args.voxdet_root, os.path.join(path, part))
+                found = find_root(args.voxdet_root, every_part)
                 raise SoirError(
                     f"{name} is not complete: expected {expected}, which is not there. "
                     + (
-                        f"It is one level deeper: try --voxdet-root {deeper}"
-                        if deeper
+                        f"It is there one level from here: try --voxdet-root {found}"
+                        if found
                         else f"Name its folders with --voxdet-root and --{option}-path, "
                         f"or leave it out with --skip-{option}"
                     )
                 )
     return [(parse, path) for _, parse, path, _ in sets]
-
-
-def find_deeper(root: str, path: str) -> str | None:
-    """The folder in the root, `data/` perhaps, that holds the path instead; None if there is none."""
-    try:
-        folders = [os.path.join(root, name) for name in sorted(os.listdir(root))]
-    except OSError:
-        return None
-    return next((folder for folder in folders if os.path.exists(os.path.join(folder, path))), None)
 
 
 def print_summary(annotations: dict) -> None:
@@ -534,14 +529,22 @@ def print_summary(annotations: dict) -> None:
 def main() -> int:
     args = parse_args()
     start = time.monotonic()
-    check_output(args.output_file)
+    check_outputs([args.output_file], [])
+    if args.output_file.lower().endswith((*IMAGE_ENDINGS, ".json")):
+        raise SoirError(f"the output {args.output_file} is named like a file of the download: name it anns.pt, say")
     skipped: dict[str, list[str]] = defaultdict(list)
     annotations = {}
     for parse, path in find_sets(args):
         folder = os.path.join(args.voxdet_root, path)
         key = os.path.normpath(path) if args.relative_paths else folder.rstrip("/")
         key = key.replace(os.sep, "/")
-        annotations.update(parse(folder, key, args.max_categories, args.workers, skipped))
+        entries = dict(parse(folder, key, args.max_categories, args.workers, skipped))
+        missing = {True, False} - {entry["is_query"] for entry in entries.values()}
+        if missing and not args.max_categories:  # a few instances may well be without gallery images
+            print_skipped(skipped)
+            what = "queries" if True in missing else "gallery images"
+            raise SoirError(f"{folder} has no {what} that can be used, so nothing was written")
+        annotations.update(entries)
     if not annotations:
         print_skipped(skipped)
         raise SoirError(f"nothing was found under {args.voxdet_root} that can be used, so nothing was written")

@@ -40,9 +40,10 @@ from soir_common import (
     PUBLISHED,
     SoirError,
     add_common_options,
-    check_output,
+    check_outputs,
     corners,
     exit_status,
+    find_root,
     gallery_entry,
     print_skipped,
     query_entry,
@@ -69,9 +70,14 @@ def find_part(root: str, part: str) -> str:
         for name in match_names(os.path.join(root, base), f"instre-{part.lower()}"):
             if os.path.isdir(os.path.join(root, base, name)):
                 return os.path.join(base, name)
+    found = find_root(root, [f"INSTRE-{part}"])
     raise SoirError(
-        f"INSTRE-{part} is missing: expected {os.path.join(root, f'INSTRE-{part}')} "
-        f"or the same under INSTRE_release/. Name its folder with --instre-root, or other parts with --parts"
+        f"INSTRE-{part} is missing: expected {os.path.join(root, f'INSTRE-{part}')} or the same under INSTRE_release/. "
+        + (
+            f"It is there one level from here: try --instre-root {found}"
+            if found
+            else "Name the folder that holds it with --instre-root, or other parts with --parts"
+        )
     )
 
 
@@ -347,8 +353,7 @@ def fraction(text: str) -> float:
 def main() -> int:
     args = parse_args()
     outputs = [os.path.join(args.output_dir, name) for name in ("instre_xs.pt", "instre_xxs.pt")]
-    for output in outputs:
-        check_output(output)
+    check_outputs(outputs, list(filter(None, (args.query_list, args.gallery_list))))
     skipped: dict[str, list[str]] = defaultdict(list)
     photographs, rows = [], []
     key_root = "" if args.relative_paths else args.instre_root

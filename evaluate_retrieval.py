@@ -30,6 +30,7 @@ import io
 import json
 import math
 import os
+import pickle
 import sys
 import warnings
 from collections import Counter, defaultdict
@@ -44,7 +45,7 @@ from soir_common import (
     MAX_COORDINATE,
     SETS,
     SoirError,
-    check_output,
+    check_outputs,
     difficulty,
     exit_status,
     positive,
@@ -126,6 +127,11 @@ def read_rankings(path: str, queries: list, gallery: list, others: set, faults: 
         rankings = rankings["knns"]
     if not isinstance(rankings, dict):
         raise SoirError(f"{path} holds no rankings: expected a dict, query path -> list of gallery paths")
+    if not any(query in rankings for query in queries):
+        found = f"paths like {str(next(iter(rankings)))[:200]}" if rankings else "nothing"
+        raise SoirError(
+            f"{path} has a ranking for none of the queries: expected paths like {queries[0]}, found {found}"
+        )
     position = {name: index for index, name in enumerate(gallery)}
     asked = set(queries)
     for name in [name for name in rankings if name not in asked and name not in others]:
@@ -203,8 +209,11 @@ def read_features(path: str) -> Iterator[tuple]:
                 import torch  # here, not above: it takes over a second, and only features need it
 
                 with warnings.catch_warnings():
-                    warnings.simplefilter("ignore")  # what is wrong with the file is said below
-                    content = torch.load(file, map_location="cpu", weights_only=True)
+                    warnings.simplefilter("ignore")  # torch's advice, here and below: to load it unsafely
+                    try:
+                        content = torch.load(file, map_location="cpu", weights_only=True)
+                    except (RuntimeError, pickle.UnpicklingError) as error:
+                        raise ValueError("it is no torch file of tensors (NumPy arrays go into .npz)") from error
         if not isinstance(content, dict) or not content:
             raise ValueError("expected a dict, path -> vector, or paths and features")
         paths, vectors = list(content), list(content.values())
@@ -453,6 +462,7 @@ def draw_worst(scores: list, count: int, annotations: dict, gallery: list, base_
     line = TILE_HEIGHT + 3 * MARGIN + 30
     picture = Image.new("RGB", (6 * (TILE_WIDTH + MARGIN) + MARGIN, len(worst) * line), (32, 32, 32))
     draw = ImageDraw.Draw(picture)
+    shown = 0
     for number, row in enumerate(worst):
         title = f"{row['set']}, instance {row['instance']}, AP {row['AP']:.3f}: {row['path'][-60:]}"
         draw.text((MARGIN, number * line + MARGIN), title, fill=(255, 255, 255), font=font(16))
@@ -468,22 +478,28 @@ def draw_worst(scores: list, count: int, annotations: dict, gallery: list, base_
                 pairs = zip(entry["bbox"], entry["ins"]) if column else [(entry["bbox"], entry["ins"])]
                 boxes = [box for box, instance in pairs if instance == row["instance"] and (right or not column)]
             x = MARGIN + column * (TILE_WIDTH + MARGIN)
-            picture.paste(tile(path, base_path, boxes, colour), (x, number * line + 32))
+            image = tile(path, base_path, boxes, colour)
+            if image:
+                picture.paste(image, (x, number * line + 32))
+                shown += 1
             corner = (x - 3, number * line + 29, x + TILE_WIDTH + 2, number * line + 34 + TILE_HEIGHT)
             draw.rectangle(corner, outline=colour, width=3)
             label = f"{column}: {'right' if right else 'wrong'}" if column else "query"
+            label += "" if image or not path else ", cannot be read"
             draw.text((x + 2, number * line + 36 + TILE_HEIGHT), label, fill=(200, 200, 200), font=font(11))
+    if not shown:
+        raise SoirError(f"no image of the preview can be read, {worst[0]['path']} for one: where are they? --base-path")
     return picture
 
 
-def tile(path: str | None, base_path: str | None, boxes: list, colour: tuple) -> Image.Image:
+def tile(path: str | None, base_path: str | None, boxes: list, colour: tuple) -> Image.Image | None:
     full = full_path(path, base_path) if path else None
     try:
         if full:
             return fit(read_image(full).convert("RGB"), boxes, colour)
     except OSError:
         pass
-    return Image.new("RGB", (TILE_WIDTH, TILE_HEIGHT))
+    return None
 
 
 # -------------------------------------------------------------------------------------------------------------- script
@@ -505,13 +521,16 @@ def parse_args() -> argparse.Namespace:
     add("--per-query", metavar="FILE", help="write the scores of each query as CSV")
     add("--worst", type=positive, default=5, metavar="K", help="queries in the preview (default: 5)")
     add("--preview", metavar="FILE.png", help="draw the worst queries with what was retrieved")
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.preview and not args.preview.lower().endswith(".png"):
+        parser.error(f"--preview draws a .png, found {args.preview}")
+    return args
 
 
 def main() -> int:
     args = parse_args()
-    for output in filter(None, (args.report, args.per_query, args.preview)):
-        check_output(output)
+    inputs = [args.ann_file, args.rankings or args.features]
+    check_outputs(list(filter(None, (args.report, args.per_query, args.preview))), inputs)
     annotations = load_annotations(args.ann_file)
     findings = Findings()
     check_entries(annotations, findings)
@@ -521,6 +540,10 @@ def main() -> int:
     chosen = {path: entry for path, entry in annotations.items() if args.set in (None, entry["set"])}
     queries = [path for path, entry in chosen.items() if entry["is_query"]]
     gallery = [path for path, entry in chosen.items() if not entry["is_query"]]
+    if not queries or not gallery:
+        there = ", ".join(sorted({entry["set"] for entry in annotations.values()})) or "none"
+        what = "gallery images" if queries else "queries"
+        raise SoirError(f"{args.ann_file} has no {what} of the set {args.set or 'of any name'}; its sets: {there}")
 
     faults: dict[str, list[str]] = defaultdict(list)
     if args.rankings:
@@ -532,13 +555,14 @@ def main() -> int:
         raise SoirError(f"no query of {args.ann_file} has relevant gallery images, so there is nothing to score")
     add_groups(scores, chosen, gallery, args.base_path)
     groups = summarize(scores)
+    picture = draw_worst(scores, args.worst, chosen, gallery, args.base_path) if args.preview else None
     written = [path for path in (args.report, args.per_query, args.preview) if path]
     if args.report:
         write_whole(args.report, json.dumps({"groups": dict(groups), "faults": faults}, indent=1).encode())
     if args.per_query:
         write_whole(args.per_query, make_csv(scores))
-    if args.preview:
-        write_png(args.preview, draw_worst(scores, args.worst, chosen, gallery, args.base_path))
+    if picture:
+        write_png(args.preview, picture)
     print_summary(groups)
     print_skipped(faults, "faults and omissions")
     if written:

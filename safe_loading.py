@@ -86,6 +86,8 @@ def _check_opcodes(data: bytes) -> None:
             position = match.end()
             continue
         opcode = data[position : position + 1]
+        if opcode == b"Q":
+            raise ValueError("it holds tensors, as a file of features does")
         if opcode not in _COUNTED:
             raise ValueError(f"it holds more than plain values (pickle opcode {opcode!r} at byte {position:,})")
         start = position + 1 + _COUNTED[opcode]

@@ -105,8 +105,20 @@ def _with_optional(entry, **fields):
 # ----------------------------------------------------------------------------------------------------- annotation files
 
 
+def check_outputs(outputs: list, inputs: list) -> None:
+    """Raise SoirError if a path cannot become an output, or is an input too. Called before the work of an hour."""
+    taken = {os.path.realpath(path): "an input" for path in inputs}
+    for path in outputs:
+        check_output(path)
+        if os.path.realpath(path) in taken:
+            raise SoirError(f"the output {path} is {taken[os.path.realpath(path)]} too: name another file")
+        taken[os.path.realpath(path)] = "another output"
+
+
 def check_output(path: str) -> None:
-    """Raise SoirError if `path` cannot become an output file. Called before the work, which may take an hour."""
+    """Raise SoirError if `path` cannot become an output file."""
+    if path.endswith(("/", os.sep)):
+        raise SoirError(f"the output {path} is named like a folder: name a file")
     path = os.path.realpath(path)
     folder = os.path.dirname(path)
     if not os.path.isdir(folder):
@@ -320,6 +332,16 @@ def exit_status() -> Iterator[None]:
     except (SoirError, OSError) as error:  # OSError: an input that vanished in mid-run, say
         print(f"error: {printable(str(error))}", file=sys.stderr)
         sys.exit(2)
+
+
+def find_root(root: str, paths: list) -> str | None:
+    """A folder beside the root given, one level deeper or higher, that holds all of the paths; None if none does."""
+    try:
+        folders = [os.path.join(root, name) for name in sorted(os.listdir(root))]
+    except OSError:
+        return None
+    folders.append(os.path.dirname(os.path.abspath(root)))
+    return next((f for f in folders if all(os.path.exists(os.path.join(f, path)) for path in paths)), None)
 
 
 def add_common_options(parser: argparse.ArgumentParser) -> None:

@@ -31,10 +31,11 @@ from soir_common import (
     PUBLISHED,
     SETS,
     SoirError,
-    check_output,
+    check_outputs,
     decode_counts,
     difficulty,
     exit_status,
+    positive,
     printable,
     write_whole,
 )
@@ -689,13 +690,19 @@ def parse_args() -> argparse.Namespace:
     add("--verbose", action="store_true", help="print every issue, and write a JSON report beside the annotation file")
     add("--report", metavar="FILE", help="write the JSON report there")
     add("--skip-paths", action="store_true", help="do not look for the images")
-    add("--sample-masks", type=int, metavar="N", help="check N masks only, for a quick look")
+    add("--sample-masks", type=positive, metavar="N", help="check N masks only, for a quick look")
     add("--strict", action="store_true", help="exit with 1 on warnings too")
     add("--preview", metavar="FILE.png", help="draw some queries and gallery images with their masks and boxes")
-    add("--preview-count", type=int, default=3, metavar="N", help="instances of each set in the preview (default: 3)")
+    add(
+        "--preview-count",
+        type=positive,
+        default=3,
+        metavar="N",
+        help="instances of each set in the preview (default: 3)",
+    )
     args = parser.parse_args()
-    if args.preview_count < 1 or (args.sample_masks is not None and args.sample_masks < 0):
-        parser.error("--preview-count and --sample-masks are counts")
+    if args.preview and not args.preview.lower().endswith(".png"):
+        parser.error(f"--preview draws a .png, found {args.preview}")
     if args.report is None and args.verbose:
         args.report = f"{os.path.splitext(args.ann_file)[0]}_verification.json"
     return args
@@ -703,8 +710,7 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> int:
     args = parse_args()
-    for output in filter(None, (args.report, args.preview)):
-        check_output(output)
+    check_outputs(list(filter(None, (args.report, args.preview))), [args.ann_file])
     if args.base_path is not None and not os.path.isdir(args.base_path):
         raise SoirError(f"--base-path {args.base_path} is no folder: name the folder that the image paths start at")
     annotations = load_annotations(args.ann_file)
@@ -748,7 +754,9 @@ def main() -> int:
     if written:
         print(f"\nwrote {', '.join(written)}")
     verdict = "PASSED" if passed else "FAILED"
-    print(f"\n{verdict}: {errors:,} errors, {warnings:,} warnings in {len(annotations):,} entries")
+    left_out = ", images not looked for" if args.skip_paths else ""
+    left_out += f", {args.sample_masks:,} masks checked at most" if args.sample_masks else ""
+    print(f"\n{verdict}: {errors:,} errors, {warnings:,} warnings in {len(annotations):,} entries{left_out}")
     return 0 if passed else 1
 
 

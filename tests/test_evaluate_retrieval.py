@@ -201,8 +201,30 @@ def test_a_file_without_rankings_cannot_be_scored(tmp_path, content):
     torch.save(make_annotations(random.Random(8)), str(tmp_path / "anns.pt"))
     (tmp_path / "r.json").write_text(content)
     done = run_here("evaluate_retrieval.py", "--ann-file", tmp_path / "anns.pt", "--rankings", tmp_path / "r.json")
-    assert done.returncode == (1 if content == '{"knns": []}' else 2)
-    assert done.returncode == 1 or len(done.stderr.splitlines()) == 1
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_set_that_is_not_in_the_file_cannot_be_scored(tmp_path):
+    annotations = make_annotations(random.Random(8), sets=("OWID",))
+    torch.save(annotations, str(tmp_path / "anns.pt"))
+    torch.save({path: torch.ones(8) for path in annotations}, str(tmp_path / "f.pt"))
+    options = ["--ann-file", tmp_path / "anns.pt", "--features", tmp_path / "f.pt", "--set", "RoboTools"]
+    done = run_here("evaluate_retrieval.py", *options)
+    assert done.returncode == 2
+    assert "its sets: OWID" in done.stderr
+
+
+@pytest.mark.parametrize("outputs", [("--report", "anns.pt"), ("--per-query", "r.json")])
+def test_an_output_that_is_an_input_is_refused(tmp_path, outputs):
+    torch.save(make_annotations(random.Random(8)), str(tmp_path / "anns.pt"))
+    (tmp_path / "r.json").write_text("{}")
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    options = ["--ann-file", tmp_path / "anns.pt", "--rankings", tmp_path / "r.json"]
+    done = run_here("evaluate_retrieval.py", *options, outputs[0], tmp_path / outputs[1])
+    assert done.returncode == 2
+    assert "is an input too" in done.stderr
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 # ------------------------------------------------------------------------------------------------------------- features
