@@ -20,6 +20,7 @@ import re
 import sys
 import time
 from collections import defaultdict
+from itertools import islice
 from typing import Any, Iterator
 
 import numpy as np
@@ -28,15 +29,15 @@ from PIL import Image, ImageChops
 
 from input_files import IMAGE_ENDINGS, MAX_PIXELS, image_names, image_size, natural_key, read_image
 from soir_common import (
-    MAX_COORDINATE,
     SoirError,
     add_common_options,
-    check_outputs,
+    check_output,
     corners,
     decode_counts,
     exit_status,
     find_root,
     gallery_entry,
+    is_coordinate,
     positive,
     print_skipped,
     query_entry,
@@ -399,7 +400,7 @@ def draw_polygons(polygons: list, height: int, width: int) -> dict:
     for polygon in polygons:
         if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2:
             raise ValueError("a polygon is not [x1, y1, x2, y2, x3, y3, ...]")
-        if not all(type(value) in (int, float) and abs(value) <= MAX_COORDINATE for value in polygon):
+        if not all(map(is_coordinate, polygon)):
             raise ValueError("a polygon is not made of numbers")
         points = np.array(polygon, dtype=float).reshape(-1, 2)
         outline = np.abs(points - np.roll(points, 1, axis=0)).max(axis=1).sum()
@@ -529,22 +530,22 @@ def print_summary(annotations: dict) -> None:
 def main() -> int:
     args = parse_args()
     start = time.monotonic()
-    check_outputs([args.output_file], [])
+    check_output(args.output_file)
     if args.output_file.lower().endswith((*IMAGE_ENDINGS, ".json")):
         raise SoirError(f"the output {args.output_file} is named like a file of the download: name it anns.pt, say")
     skipped: dict[str, list[str]] = defaultdict(list)
-    annotations = {}
+    annotations: dict[str, dict] = {}
     for parse, path in find_sets(args):
         folder = os.path.join(args.voxdet_root, path)
         key = os.path.normpath(path) if args.relative_paths else folder.rstrip("/")
         key = key.replace(os.sep, "/")
-        entries = dict(parse(folder, key, args.max_categories, args.workers, skipped))
-        missing = {True, False} - {entry["is_query"] for entry in entries.values()}
+        before = len(annotations)
+        annotations.update(parse(folder, key, args.max_categories, args.workers, skipped))
+        missing = {True, False} - {entry["is_query"] for entry in islice(annotations.values(), before, None)}
         if missing and not args.max_categories:  # a few instances may well be without gallery images
             print_skipped(skipped)
             what = "queries" if True in missing else "gallery images"
             raise SoirError(f"{folder} has no {what} that can be used, so nothing was written")
-        annotations.update(entries)
     if not annotations:
         print_skipped(skipped)
         raise SoirError(f"nothing was found under {args.voxdet_root} that can be used, so nothing was written")

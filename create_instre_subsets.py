@@ -353,7 +353,7 @@ def fraction(text: str) -> float:
 def main() -> int:
     args = parse_args()
     outputs = [os.path.join(args.output_dir, name) for name in ("instre_xs.pt", "instre_xxs.pt")]
-    check_outputs(outputs, list(filter(None, (args.query_list, args.gallery_list))))
+    check_outputs(outputs, [args.query_list, args.gallery_list])
     skipped: dict[str, list[str]] = defaultdict(list)
     photographs, rows = [], []
     key_root = "" if args.relative_paths else args.instre_root

@@ -42,18 +42,29 @@ from PIL import Image, ImageDraw
 from input_files import image_size, open_regular, read_image
 from safe_loading import load_annotations, load_plain
 from soir_common import (
-    MAX_COORDINATE,
     SETS,
     SoirError,
     check_outputs,
     difficulty,
     exit_status,
+    is_coordinate,
     positive,
     print_skipped,
     read_json,
     write_whole,
 )
-from verify_dataset import MARGIN, TILE_HEIGHT, TILE_WIDTH, Findings, check_entries, fit, font, full_path, write_png
+from verify_dataset import (
+    MARGIN,
+    TILE_HEIGHT,
+    TILE_WIDTH,
+    Findings,
+    check_entries,
+    fit,
+    font,
+    full_path,
+    png_name,
+    write_png,
+)
 
 RANKS = (1, 5, 10, 50, 100)
 SIZES = (("below 0.5 %", 0.5), ("0.5 to 1 %", 1), ("1 to 2 %", 2), ("above 2 %", math.inf))
@@ -134,8 +145,9 @@ def read_rankings(path: str, queries: list, gallery: list, others: set, faults: 
         )
     position = {name: index for index, name in enumerate(gallery)}
     asked = set(queries)
-    for name in [name for name in rankings if name not in asked and name not in others]:
-        faults["ranking of a path that is no query here"].append(str(name))
+    for name in rankings:
+        if name not in asked and name not in others:
+            faults["ranking of a path that is no query here"].append(str(name))
     for query in queries:
         ranking = rankings.get(query)
         if isinstance(ranking, dict):
@@ -187,7 +199,7 @@ def is_box(box: Any) -> bool:
     return (
         isinstance(box, (list, tuple))
         and len(box) == 4
-        and all(type(value) in (int, float) and abs(value) <= MAX_COORDINATE for value in box)
+        and all(map(is_coordinate, box))
         and box[2] > box[0]
         and box[3] > box[1]
     )
@@ -520,17 +532,14 @@ def parse_args() -> argparse.Namespace:
     add("--report", metavar="FILE", help="write the scores of all groups as JSON")
     add("--per-query", metavar="FILE", help="write the scores of each query as CSV")
     add("--worst", type=positive, default=5, metavar="K", help="queries in the preview (default: 5)")
-    add("--preview", metavar="FILE.png", help="draw the worst queries with what was retrieved")
-    args = parser.parse_args()
-    if args.preview and not args.preview.lower().endswith(".png"):
-        parser.error(f"--preview draws a .png, found {args.preview}")
-    return args
+    add("--preview", type=png_name, metavar="FILE.png", help="draw the worst queries with what was retrieved")
+    return parser.parse_args()
 
 
 def main() -> int:
     args = parse_args()
     inputs = [args.ann_file, args.rankings or args.features]
-    check_outputs(list(filter(None, (args.report, args.per_query, args.preview))), inputs)
+    check_outputs([args.report, args.per_query, args.preview], inputs)
     annotations = load_annotations(args.ann_file)
     findings = Findings()
     check_entries(annotations, findings)

@@ -106,17 +106,18 @@ def _with_optional(entry, **fields):
 
 
 def check_outputs(outputs: list, inputs: list) -> None:
-    """Raise SoirError if a path cannot become an output, or is an input too. Called before the work of an hour."""
-    taken = {os.path.realpath(path): "an input" for path in inputs}
-    for path in outputs:
+    """`check_output` for all outputs of a script, which may be None; none may be an input or another output too."""
+    taken = {os.path.realpath(path): "an input" for path in inputs if path}
+    for path in filter(None, outputs):
         check_output(path)
-        if os.path.realpath(path) in taken:
-            raise SoirError(f"the output {path} is {taken[os.path.realpath(path)]} too: name another file")
-        taken[os.path.realpath(path)] = "another output"
+        real = os.path.realpath(path)
+        if real in taken:
+            raise SoirError(f"the output {path} is {taken[real]} too: name another file")
+        taken[real] = "another output"
 
 
 def check_output(path: str) -> None:
-    """Raise SoirError if `path` cannot become an output file."""
+    """Raise SoirError if `path` cannot become an output file. Called before the work, which may take an hour."""
     if path.endswith(("/", os.sep)):
         raise SoirError(f"the output {path} is named like a folder: name a file")
     path = os.path.realpath(path)
@@ -246,11 +247,16 @@ def difficulty(occurrences: int) -> str:
 # -------------------------------------------------------------------------------------------------------- boxes, masks
 
 
+def is_coordinate(value: Any) -> bool:
+    """Whether a value of a file is a number of pixels: no bool, no text, not NaN, not beyond MAX_COORDINATE."""
+    return type(value) in (int, float) and abs(value) <= MAX_COORDINATE
+
+
 def corners(box_xywh: Any) -> tuple | None:
     """[x, y, width, height] -> half-open (x1, y1, x2, y2); None if that is no box of positive size."""
     if not isinstance(box_xywh, list) or len(box_xywh) != 4:
         return None
-    if not all(type(value) in (int, float) and abs(value) <= MAX_COORDINATE for value in box_xywh):
+    if not all(map(is_coordinate, box_xywh)):
         return None
     x, y, width, height = box_xywh
     box = (x, y, x + width, y + height)

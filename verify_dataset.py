@@ -662,6 +662,13 @@ def fit(image: Image.Image, boxes: list, colour: tuple, mask: np.ndarray | None 
     return tile
 
 
+def png_name(text: str) -> str:
+    """A type for argparse: the name of a picture to write."""
+    if not text.lower().endswith(".png"):
+        raise argparse.ArgumentTypeError(f"expected a name that ends in .png, found {text}")
+    return text
+
+
 def write_png(path: str, picture: Image.Image) -> None:
     """Write a picture so that it appears whole or not at all. Raises SoirError."""
     buffer = io.BytesIO()
@@ -692,7 +699,12 @@ def parse_args() -> argparse.Namespace:
     add("--skip-paths", action="store_true", help="do not look for the images")
     add("--sample-masks", type=positive, metavar="N", help="check N masks only, for a quick look")
     add("--strict", action="store_true", help="exit with 1 on warnings too")
-    add("--preview", metavar="FILE.png", help="draw some queries and gallery images with their masks and boxes")
+    add(
+        "--preview",
+        type=png_name,
+        metavar="FILE.png",
+        help="draw some queries and gallery images with their masks and boxes",
+    )
     add(
         "--preview-count",
         type=positive,
@@ -701,8 +713,6 @@ def parse_args() -> argparse.Namespace:
         help="instances of each set in the preview (default: 3)",
     )
     args = parser.parse_args()
-    if args.preview and not args.preview.lower().endswith(".png"):
-        parser.error(f"--preview draws a .png, found {args.preview}")
     if args.report is None and args.verbose:
         args.report = f"{os.path.splitext(args.ann_file)[0]}_verification.json"
     return args
@@ -710,7 +720,7 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> int:
     args = parse_args()
-    check_outputs(list(filter(None, (args.report, args.preview))), [args.ann_file])
+    check_outputs([args.report, args.preview], [args.ann_file])
     if args.base_path is not None and not os.path.isdir(args.base_path):
         raise SoirError(f"--base-path {args.base_path} is no folder: name the folder that the image paths start at")
     annotations = load_annotations(args.ann_file)
