@@ -29,6 +29,7 @@ from PIL import Image, ImageChops
 
 from input_files import IMAGE_ENDINGS, MAX_PIXELS, image_names, image_size, natural_key, read_image
 from soir_common import (
+    MAX_COUNTS,
     SoirError,
     add_common_options,
     check_output,
@@ -43,6 +44,7 @@ from soir_common import (
     query_entry,
     read_json,
     save_annotations,
+    shorten,
 )
 from worker_processes import map_ordered
 
@@ -50,9 +52,9 @@ from worker_processes import map_ordered
 COCO_KEYS = {"images", "annotations", "id", "file_name", "width", "height"}
 COCO_KEYS |= {"image_id", "category_id", "bbox", "segmentation", "num_ins"}
 
-# A polygon longer, or further out, than this would make pycocotools allocate gigabytes: it walks the outline in steps
-# of a fifth of a pixel.
-MAX_OUTLINE = 10_000_000
+# How long the outline of a polygon may be, in height + width of its image: pycocotools walks it in steps of a fifth of
+# a pixel, and would allocate gigabytes.
+MAX_OUTLINE = 100
 
 
 # -------------------------------------------------------------------------------------------------------- the two sets
@@ -225,11 +227,14 @@ def encode_mask(foreground: np.ndarray, corner: tuple, size: tuple) -> tuple[dic
     foreground  bool [h, w], the rectangle
     corner      (x, y) of its upper left pixel in the image
     size        (width, height) of the image
+    Raises OSError for noise, which would take gigabytes.
     """
     (h, w), (left, top), (width, height) = foreground.shape, corner, size
     differs = np.empty((h + 1, w), dtype=bool)  # from the pixel above; above and below the rectangle is background
     differs[0], differs[-1] = foreground[0], foreground[-1]
     np.not_equal(foreground[1:], foreground[:-1], out=differs[1:-1])
+    if np.count_nonzero(differs) > MAX_COUNTS // 7:  # a run takes up to 7 characters
+        raise OSError("far too many runs for a mask")
     flat = np.flatnonzero(differs)
     if not flat.size:
         return None, None
@@ -285,6 +290,8 @@ def compress_rle(record: dict) -> dict:
     if not isinstance(size, list) or len(size) != 2:
         raise ValueError("size is not [height, width]")
     if isinstance(counts, str):
+        if len(counts) > MAX_COUNTS:
+            raise ValueError("counts are far too long")
         counts = decode_counts([counts.encode("utf-8", "surrogatepass")])[0].tolist()
     try:
         if bool in map(type, counts):
@@ -404,8 +411,8 @@ def draw_polygons(polygons: list, height: int, width: int) -> dict:
             raise ValueError("a polygon is not made of numbers")
         points = np.array(polygon, dtype=float).reshape(-1, 2)
         outline = np.abs(points - np.roll(points, 1, axis=0)).max(axis=1).sum()
-        if max(outline, np.abs(points).max()) > MAX_OUTLINE:
-            raise ValueError("a polygon is far larger than an image")
+        if max(outline, np.abs(points).max()) > MAX_OUTLINE * (height + width):
+            raise ValueError("a polygon is far larger than the image")
     rle = coco_mask.merge(coco_mask.frPyObjects(polygons, height, width))
     return {"size": [height, width], "counts": rle["counts"].decode("ascii")}
 
@@ -440,14 +447,6 @@ def is_safe(name: Any) -> bool:
         and not re.search(r"[\\:\0]", name)  # a Windows path, a drive, the end of a C string
         and ".." not in name.split("/")
     )
-
-
-def shorten(value: Any) -> str:
-    """What a report shows of a value that may be anything."""
-    if not isinstance(value, (str, int)):
-        return f"({type(value).__name__})"
-    text = str(value)
-    return text if len(text) <= 80 else text[:77] + "..."
 
 
 # -------------------------------------------------------------------------------------------------------------- script

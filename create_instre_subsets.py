@@ -94,7 +94,10 @@ def parse_instre(root: str, key_root: str, part: str, workers: int, skipped: dic
     tasks = []
     for folder, instances in find_instances(root, below, part, skipped):
         path = os.path.join(root, below, folder)
-        boxes = {n[:-4]: n for n in sorted(os.listdir(path)) if n.lower().endswith(".txt") and not n.startswith(".")}
+        boxes: dict[str, str] = {}
+        for name in sorted(os.listdir(path)):
+            if name.lower().endswith(".txt") and not name.startswith(".") and boxes.setdefault(name[:-4], name) != name:
+                skipped["second .txt of the same image"].append(f"{below}/{folder}/{name}")
         images = image_names(path)
         for name in images:
             if os.path.splitext(name)[0] in boxes:
@@ -225,7 +228,7 @@ def roles_from_lists(photographs: list, query_list: str, gallery_list: str, skip
             skipped["listed query of INSTRE-M, which shows two objects"].append(photograph.name)
         else:
             chosen.append(photograph)
-    for name in sorted(listed, key=natural_key):
+    for name in sorted(listed):
         skipped["listed image that is not there, or above the threshold"].append(name)
     return chosen, queries
 

@@ -30,9 +30,7 @@ import io
 import json
 import math
 import os
-import pickle
 import sys
-import warnings
 from collections import Counter, defaultdict
 from typing import Any, Iterable, Iterator
 
@@ -40,7 +38,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from input_files import image_size, open_regular, read_image
-from safe_loading import load_annotations, load_plain
+from safe_loading import load_annotations, load_plain, load_tensors
 from soir_common import (
     SETS,
     SoirError,
@@ -51,6 +49,7 @@ from soir_common import (
     positive,
     print_skipped,
     read_json,
+    shorten,
     write_whole,
 )
 from verify_dataset import (
@@ -58,10 +57,12 @@ from verify_dataset import (
     TILE_HEIGHT,
     TILE_WIDTH,
     Findings,
+    check_base_path,
     check_entries,
     fit,
     font,
     full_path,
+    mask_size,
     png_name,
     write_png,
 )
@@ -107,7 +108,8 @@ def box_iou(a: tuple, b: tuple) -> float:
     if width <= 0 or height <= 0:
         return 0.0
     areas = [(x2 - x1) * (y2 - y1) for x1, y1, x2, y2 in (a, b)]
-    return width * height / (sum(areas) - width * height)
+    union = sum(areas) - width * height
+    return width * height / union if union > 0 else 0.0  # 0 where sides of 1e-200 pixels have no area in floats
 
 
 def bootstrap_interval(values: list, groups: list) -> tuple:
@@ -139,7 +141,7 @@ def read_rankings(path: str, queries: list, gallery: list, others: set, faults: 
     if not isinstance(rankings, dict):
         raise SoirError(f"{path} holds no rankings: expected a dict, query path -> list of gallery paths")
     if not any(query in rankings for query in queries):
-        found = f"paths like {str(next(iter(rankings)))[:200]}" if rankings else "nothing"
+        found = f"paths like {shorten(next(iter(rankings)))}" if rankings else "nothing"
         raise SoirError(
             f"{path} has a ranking for none of the queries: expected paths like {queries[0]}, found {found}"
         )
@@ -147,7 +149,7 @@ def read_rankings(path: str, queries: list, gallery: list, others: set, faults: 
     asked = set(queries)
     for name in rankings:
         if name not in asked and name not in others:
-            faults["ranking of a path that is no query here"].append(str(name))
+            faults["ranking of a path that is no query here"].append(shorten(name))
     for query in queries:
         ranking = rankings.get(query)
         if isinstance(ranking, dict):
@@ -162,23 +164,27 @@ def read_rankings(path: str, queries: list, gallery: list, others: set, faults: 
 def read_ranking(query: Any, ranking: Any, position: dict, faults: dict) -> tuple:
     """Positions of the ranked gallery images, and their boxes or None. An unknown path keeps its rank, as -1."""
     found, seen = [], set()
+    odd = defaultdict(list)  # a place a query, not an item: of a million paths, all may be unknown
     for item in ranking:
         path = ranked_path(item)
         score, box = (*item[1:], None, None)[:2] if isinstance(item, (list, tuple)) else (None, None)
         index = position.get(path, -1)
         if index < 0:
-            faults["ranked path that is no gallery image here, counted as wrong"].append(f"{query}: {path}"[:200])
+            odd["query that ranks a path that is no gallery image here, counted as wrong"].append(path)
         elif index in seen:
-            faults["path ranked twice for a query, second one ignored"].append(f"{query}: {path}"[:200])
+            odd["query that ranks a path twice, the second time ignored"].append(path)
             continue
         if score is not None and not (type(score) in (int, float) and -math.inf < score < math.inf):
-            faults["score that is no finite number, image counted as not retrieved"].append(f"{query}: {path}"[:200])
+            odd["query with a score that is no finite number, its image counted as not retrieved"].append(path)
             continue
         if box is not None and not is_box(box):
-            faults["box that is not (x1, y1, x2, y2), ignored"].append(f"{query}: {path}"[:200])
+            odd["query with a box that is not (x1, y1, x2, y2), ignored"].append(path)
             box = None
         seen.add(index)
         found.append((score, index, box))
+    for reason, paths in odd.items():
+        more = f" and {len(paths) - 1:,} more" if len(paths) > 1 else ""
+        faults[reason].append(f"{query}: {shorten(paths[0])}{more}")
     start = 0
     for stop in range(1, len(found) + 1):  # a stretch of equal scores is put in gallery order
         if stop == len(found) or found[stop][0] is None or found[stop][0] != found[start][0]:
@@ -218,14 +224,7 @@ def read_features(path: str) -> Iterator[tuple]:
                     check_unpacked(sum(info.file_size for info in archive.zip.infolist()), limit)
                     content = {name: archive[name] for name in archive.files}
             else:
-                import torch  # here, not above: it takes over a second, and only features need it
-
-                with warnings.catch_warnings():
-                    warnings.simplefilter("ignore")  # torch's advice, here and below: to load it unsafely
-                    try:
-                        content = torch.load(file, map_location="cpu", weights_only=True)
-                    except (RuntimeError, pickle.UnpicklingError) as error:
-                        raise ValueError("it is no torch file of tensors (NumPy arrays go into .npz)") from error
+                content = load_tensors(path)
         if not isinstance(content, dict) or not content:
             raise ValueError("expected a dict, path -> vector, or paths and features")
         paths, vectors = list(content), list(content.values())
@@ -234,6 +233,8 @@ def read_features(path: str) -> Iterator[tuple]:
             if not isinstance(paths, (list, tuple, np.ndarray)) or len(paths) != len(vectors):
                 raise ValueError("expected a list of paths, and a feature for each")
         for name, value in zip(paths, vectors):
+            if not isinstance(name, str):
+                raise ValueError("expected a list of paths, and found one that is no text")
             vector = as_vector(value, limit)
             limit -= 0 if vector is None else vector.nbytes
             yield str(name), vector
@@ -250,32 +251,24 @@ def check_unpacked(size: int, limit: int) -> None:
 
 
 def as_vector(value: Any, limit: int) -> np.ndarray | None:
-    """A tensor, an array or a list of numbers as float32 [dimension]; None if it is none of these, or empty.
+    """An array or a list of numbers as float32 [dimension]; None if it is neither, or empty.
 
-    Raises ValueError if it takes more than `limit` bytes: a tensor can claim any size, and a list can be in the file
+    Raises ValueError if it takes more than `limit` bytes: an array can claim any size, and a list can be in the file
     once and stand for thousands.
     """
     if isinstance(value, (list, tuple)):
         if not all(type(number) in (int, float) for number in value):
             return None
         size = len(value)
-    elif hasattr(value, "numel"):  # a tensor
-        size = value.numel()
     elif isinstance(value, np.ndarray):
         size = value.size
     else:
         return None
     check_unpacked(4 * size, limit)
-    try:
-        if hasattr(value, "numel"):
-            value = value.detach()  # NumPy takes no tensor with a gradient, and does not know bfloat16
-            value = (value.float() if value.is_floating_point() else value).numpy()
-        array = np.asarray(value)
-    except (TypeError, RuntimeError):  # sparse, quantized
-        return None
+    array = np.asarray(value)
     if array.dtype.kind not in "fiub" or not array.size:
         return None
-    with np.errstate(over="ignore"):  # what is beyond float32 becomes infinite, which is reported
+    with np.errstate(over="ignore", invalid="ignore"):  # what is beyond float32 becomes infinite, which is reported
         return array.astype(np.float32, copy=False).ravel()
 
 
@@ -283,7 +276,9 @@ def rank_features(path: str, annotations: dict, queries: list, gallery: list, fa
     """As `read_rankings`, by cosine similarity, against the gallery of the query's own set."""
     vectors = {}
     for name, vector in read_features(path):
-        if vector is not None:
+        if name in vectors:
+            faults["image with two features, the second one ignored"].append(name)
+        elif vector is not None:
             vectors[name] = vector
         else:
             faults["feature that is no vector, image counted as not retrieved"].append(name)
@@ -372,8 +367,11 @@ def object_sizes(annotations: dict, gallery: list, base_path: str | None) -> dic
     shares = defaultdict(list)
     for path in gallery:
         entry = annotations[path]
-        if entry["mask"]:
-            height, width = entry["mask"][0]["size"]
+        size = mask_size(entry["mask"][0]) if entry["mask"] else None
+        if size is not None:
+            height, width = size
+        elif entry["mask"]:
+            raise SoirError(f"a mask of {path} has no size: see what verify_dataset.py says of the annotation file")
         else:
             full = full_path(path, base_path)
             try:
@@ -540,6 +538,7 @@ def main() -> int:
     args = parse_args()
     inputs = [args.ann_file, args.rankings or args.features]
     check_outputs([args.report, args.per_query, args.preview], inputs)
+    check_base_path(args.base_path)
     annotations = load_annotations(args.ann_file)
     findings = Findings()
     check_entries(annotations, findings)

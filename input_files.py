@@ -19,8 +19,10 @@ from PIL import Image
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp")
 IMAGE_FORMATS = ("JPEG", "PNG", "BMP")
 
-# No image or mask may claim more pixels than Pillow itself would open (its guard against decompression bombs).
-MAX_PIXELS = 2 * 89_478_485
+# No image or mask may claim more pixels: as many as Pillow opens without a warning. Its own guard against decompression
+# bombs is off, since it prints that warning.
+MAX_PIXELS = 89_478_485
+Image.MAX_IMAGE_PIXELS = None
 
 # No file of an image may be larger, in bytes: an image of full HD takes 12 MB at most, without any compression.
 MAX_IMAGE_FILE = 2**28

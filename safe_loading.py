@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import io
+import os
 import pickle
 import re
 import zipfile
@@ -30,55 +31,91 @@ def load_plain(path: str) -> Any:
     """Load plain Python values from a file that torch saved. Nothing that is in the file is run.
 
     Unlike `torch.load`, it also takes what older files hold, NumPy numbers and arrays and defaultdicts, and turns it
-    into plain values; and it is several times faster. Raises SoirError for whatever else is in the file.
+    into plain values; and it is several times faster. A tuple that holds more than numbers becomes a list, or is
+    refused if it is short (see `_check_opcodes`). Raises SoirError for whatever else is in the file.
     """
+    return _load(path, has_tensors=False)
+
+
+def load_tensors(path: str) -> Any:
+    """As `load_plain`, also with tensors of real numbers, as read-only NumPy arrays; those of bfloat16 as float32.
+
+    A tensor may claim to be far larger than its file, as those of `expand` do.
+    """
+    return _load(path, has_tensors=True)
+
+
+def _load(path, has_tensors):
     try:
         with open_regular(path) as file, zipfile.ZipFile(file) as archive:
-            data = _read_pickle(archive)
-        _check_opcodes(data)
-        gc.disable()  # millions of new containers would set it off again and again, three times the time
-        try:
-            return _PlainUnpickler(io.BytesIO(data)).load()
-        finally:
-            gc.enable()
+            data, folder = _read_pickle(archive)
+            data = _check_opcodes(data, has_tensors)
+            gc.disable()  # millions of new containers would set it off again and again, three times the time
+            try:
+                if has_tensors:
+                    limit = os.fstat(file.fileno()).st_size
+                    return _TensorUnpickler(data, archive, folder, limit).load()
+                return _PlainUnpickler(io.BytesIO(data)).load()
+            finally:
+                gc.enable()
     except FileNotFoundError:
-        raise SoirError(f"{path} is missing; create_dataset.py makes annotation files") from None
+        hint = "" if has_tensors else "; create_dataset.py makes annotation files"
+        raise SoirError(f"{path} is missing{hint}") from None
     except OSError as error:
         raise SoirError(f"cannot read {path}: {error.strerror or error}") from error
     except Exception as error:  # a broken archive or pickle can raise anything
         reason = str(error) or type(error).__name__
-        raise SoirError(f"{path} was not loaded, for it is no torch file of plain values: {reason}") from error
+        kind = "tensors" if has_tensors else "plain values"
+        raise SoirError(f"{path} was not loaded, for it is no torch file of {kind}: {reason}") from error
 
 
-def _read_pickle(archive: zipfile.ZipFile) -> bytes:
-    """The one pickle of an archive that torch saved. Sizes are checked before they are believed."""
+def _read_pickle(archive: zipfile.ZipFile) -> tuple[bytes, str]:
+    """The one pickle of an archive that torch saved, and the folder it is in. Sizes are checked before believed."""
     names = archive.namelist()
     if any(name.startswith("/") or ".." in name.split("/") for name in names):
         raise ValueError("a name in the archive points out of it")
     pickles = [info for info in archive.infolist() if info.filename.endswith(".pkl")]
     if len(pickles) != 1 or pickles[0].filename.count("/") != 1 or not pickles[0].filename.endswith("/data.pkl"):
         raise ValueError(f"expected one data.pkl in the archive, found {len(pickles)} pickles")
-    if pickles[0].compress_type != zipfile.ZIP_STORED or pickles[0].file_size != pickles[0].compress_size:
-        raise ValueError("data.pkl is compressed, which torch never does")
-    return archive.read(pickles[0])
+    return _read_stored(archive, pickles[0]), pickles[0].filename[: -len("data.pkl")]
+
+
+def _read_stored(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
+    if info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size:
+        raise ValueError(f"{info.filename} is compressed, which torch never does"[:120])
+    return archive.read(info)
 
 
 # The opcodes of plain values, by how many bytes of argument follow. Whatever else the language of pickles has has no
 # place in an annotation file: calls by OBJ, INST and NEWOBJ, extension codes, persistent ids, the forms of protocol 0.
-_FIXED = rb"[(.N\x88\x89\])}aetlduRsb\x85-\x87\x93\x94]|[Kqh\x80].|M..|[Jj]....|[G\x95]........"
+_NUMBER = rb"(?:K.|M..|J....|G........)"
+_FIXED = (
+    rb"[hq\x80].|r...%(highest)s|j....|\x95........|[.N\x88\x89\])}aelduRsb\x93\x94]"
+    rb"|\((?:%(n)s{0,16}t|%(n)s{0,2000}e)?"  # tuples and lists of numbers, on these two lines
+    rb"|%(n)s(?:%(n)s(?:%(n)s{1,1000}[\x85-\x87]?|[\x85\x86]?)|\x85?)"
+    rb"|[t\x85-\x87](?=(?:q.|r....|\x94)?%(calls)s)|%(calls)s"
+)
 _COUNTED = {b"X": 4, b"T": 4, b"B": 4, b"U": 1, b"C": 1, b"\x8c": 1, b"\x8a": 1, b"\x8d": 8, b"\x8e": 8}
 
 
-def _check_opcodes(data: bytes) -> None:
-    """Raise ValueError if a pickle holds anything but plain values and names. Runs and builds nothing.
+def _check_opcodes(data: bytes, has_tensors: bool) -> bytes:
+    """Return a pickle that is safe to load. Raises ValueError if it holds more than plain values and names.
 
-    A memo index is checked too: C's unpickler makes its memo as long as the largest index, 34 GB for 2^31. Picklers
-    count them up from 0, so in a pickle of n bytes none can be larger than n / 4, or 2^24.
+    Runs and builds nothing. A memo index is checked too: C's unpickler makes its memo as long as the largest index,
+    34 GB for 2^31. Picklers count them up from 0, so in a pickle of n bytes none can be larger than n / 4, or 2^24.
+
+    Tuples as keys can kill: one in another, a million times, overruns the stack when it is hashed, and one twice in
+    another, sixty times, takes for ever. So a tuple stays one if it holds numbers only, or is the argument of a call,
+    which its function checks. Others become lists, which have no hash; short ones, for which there is no such opcode,
+    are refused.
     """
-    highest_byte = min(len(data) // 4 >> 24, 255)  # of an index of four bytes
-    put = b"r...[\\x00-\\x%02x]" % highest_byte
-    fixed = re.compile(b"(?:" + _FIXED + b"|" + put + b"){1,1000}", re.DOTALL)
+    highest = b"[\\x00-\\x%02x]" % min(len(data) // 4 >> 24, 255)  # the last of the four bytes of an index
+    calls = b"[RbQ]" if has_tensors else b"[Rb]"
+    fixed = re.compile(
+        b"(?:" + _FIXED % {b"n": _NUMBER, b"highest": highest, b"calls": calls} + b"){1,1000}", re.DOTALL
+    )
     name = re.compile(rb"c[\w.]{1,80}\n\w{1,80}\n")
+    tuples = []
     position, end = 0, len(data)
     while position < end:
         match = fixed.match(data, position) or name.match(data, position)
@@ -86,6 +123,10 @@ def _check_opcodes(data: bytes) -> None:
             position = match.end()
             continue
         opcode = data[position : position + 1]
+        if opcode == b"t":
+            tuples.append(position)
+            position += 1
+            continue
         if opcode == b"Q":
             raise ValueError("it holds tensors, as a file of features does")
         if opcode not in _COUNTED:
@@ -94,6 +135,12 @@ def _check_opcodes(data: bytes) -> None:
         position = start + int.from_bytes(data[position + 1 : start], "little")
     if position != end:
         raise ValueError("it is cut short")
+    if not tuples:
+        return data
+    changed = bytearray(data)
+    for position in tuples:
+        changed[position] = ord("l")  # a list, of what lies above the mark too
+    return bytes(changed)
 
 
 class _PlainUnpickler(pickle.Unpickler):
@@ -110,17 +157,56 @@ class _PlainUnpickler(pickle.Unpickler):
         raise ValueError("it holds a tensor, or another persistent id")
 
 
+class _TensorUnpickler(_PlainUnpickler):
+    """Knows tensors too. Their storages are files of the archive, data/0 and so on, as numbers without a shape."""
+
+    def __init__(self, data, archive, folder, limit):
+        super().__init__(io.BytesIO(data))
+        self.archive, self.folder, self.left = archive, folder, limit
+        self.storages: dict[str, _Storage] = {}
+        if f"{folder}byteorder" in archive.namelist() and archive.read(f"{folder}byteorder") != b"little":
+            raise ValueError("it was written by a machine with another order of bytes")
+
+    def find_class(self, module, name: str):
+        if module == "torch" and name in _STORAGES:
+            return _STORAGES[name]
+        return _TENSOR_NAMES.get((module, name)) or super().find_class(module, name)
+
+    def persistent_load(self, pid):
+        """The storage of ("storage", type of its numbers, name of its file, device, length)."""
+        _check_types(pid, str, int)
+        _, code, name, _, _ = pid
+        if name not in self.storages:
+            info = self.archive.getinfo(f"{self.folder}data/{name}")
+            self.left -= info.file_size
+            if self.left < 0:
+                raise ValueError("its tensors are larger than the file")
+            self.storages[name] = _Storage(_read_stored(self.archive, info), code)
+        return self.storages[name]
+
+
+# What follows stands for what pickles call. Each checks the types of its arguments, since what a tuple of them holds
+# could be such a tuple again, and so on.
+
+
+def _check_types(values, *types):
+    if len(values) > 16 or not all(type(value) in types for value in values):
+        raise ValueError("a call in it has other arguments than it should")
+
+
 class _Dtype:
     """Stands for numpy.dtype: a number of 1 to 8 bytes."""
 
     __slots__ = ("code", "order")
 
-    def __init__(self, code, *_):
+    def __init__(self, code, *rest):
+        _check_types(rest, int, bool)
         if not re.fullmatch("[iuf][1248]|b1", code):
             raise ValueError(f"it holds a NumPy value of type {code}"[:120])
         self.code, self.order = code, "="
 
     def __setstate__(self, state):
+        _check_types(state, int, str, type(None))
         self.order = state[1] if state[1] in ("<", ">") else "="
 
     def values(self, data: bytes | memoryview):
@@ -132,24 +218,92 @@ class _Array(list):
 
     def __setstate__(self, state):
         _, shape, dtype, is_fortran, data = state
+        _check_types(state[:1] + state[2:], int, bool, _Dtype, bytes)
+        _check_types(shape, int)
+        if len(shape) > 1 and 0 in shape:  # one of 10^8 x 0 has no byte, yet would be as many lists
+            raise ValueError("it holds an array of many rows without values")
         self[:] = dtype.values(data).reshape(shape or (1,), order="F" if is_fortran else "C").tolist()
 
 
+def _reconstruct(kind, shape, code):
+    _check_types((kind, code), type(None), bytes, str)
+    _check_types(shape, int)
+    return _Array()
+
+
 def _scalar(dtype, data):
+    _check_types((dtype, data), _Dtype, bytes)
     (value,) = dtype.values(data).tolist()
     return value
+
+
+def _encode(text, encoding):  # bytes, as Python 3 writes them in protocol 2
+    _check_types((text, encoding), str)
+    return text.encode("latin-1")
+
+
+def _make_dict(*factory):
+    _check_types(factory, type(None))
+    return {}
 
 
 _KNOWN_NAMES: dict[tuple[str, str], Callable | None] = {
     ("numpy", "dtype"): _Dtype,
     ("numpy", "ndarray"): None,
     ("numpy.core.multiarray", "scalar"): _scalar,
-    ("numpy.core.multiarray", "_reconstruct"): lambda *_: _Array(),
-    ("_codecs", "encode"): lambda text, _: text.encode("latin-1"),  # bytes, as Python 3 writes them in protocol 2
+    ("numpy.core.multiarray", "_reconstruct"): _reconstruct,
+    ("_codecs", "encode"): _encode,
     ("builtins", "bytes"): lambda: b"",
-    ("collections", "defaultdict"): lambda *_: {},
-    ("collections", "OrderedDict"): lambda *_: {},
+    ("collections", "defaultdict"): _make_dict,
+    ("collections", "OrderedDict"): _make_dict,
     ("builtins", "list"): None,  # what a defaultdict would make
     ("builtins", "dict"): None,
     ("builtins", "int"): None,
+}
+
+
+class _Storage:
+    """Stands for a storage of torch: numbers that tensors are views of."""
+
+    __slots__ = ("code", "data")
+
+    def __init__(self, data, code):
+        if code == "bfloat16":  # the upper half of a float32
+            data, code = (np.frombuffer(data, dtype="<u2").astype("<u4") << 16).tobytes(), "f4"
+        self.data, self.code = data, np.dtype(code).newbyteorder("<")
+
+
+def _tensor(storage, offset, shape, strides, requires_grad, hooks, metadata=None):
+    """Tensor, as torch saves it, -> array. The arguments are in numbers, not in bytes. NumPy checks the bounds."""
+    _check_types((storage, offset, requires_grad, hooks, metadata), _Storage, int, bool, dict, type(None))
+    _check_types(shape, int)
+    _check_types(strides, int)
+    if metadata:
+        raise ValueError("it holds a tensor that is negated or conjugated without being so stored")
+    width = storage.code.itemsize
+    return np.ndarray(shape, storage.code, storage.data, offset * width, [stride * width for stride in strides])
+
+
+def _parameter(tensor, requires_grad, hooks):
+    _check_types((tensor, requires_grad, hooks), np.ndarray, bool, dict)
+    return tensor
+
+
+_TENSOR_NAMES: dict[tuple[str, str], Callable] = {
+    ("torch._utils", "_rebuild_tensor_v2"): _tensor,
+    ("torch._utils", "_rebuild_parameter"): _parameter,
+}
+_STORAGES = {
+    "FloatStorage": "f4",
+    "DoubleStorage": "f8",
+    "HalfStorage": "f2",
+    "BFloat16Storage": "bfloat16",
+    "LongStorage": "i8",
+    "IntStorage": "i4",
+    "ShortStorage": "i2",
+    "CharStorage": "i1",
+    "ByteStorage": "u1",
+    "BoolStorage": "b1",
+    "ComplexFloatStorage": "c8",
+    "ComplexDoubleStorage": "c16",
 }

@@ -55,6 +55,10 @@ PUBLISHED = {
 # No coordinate, in pixels, may be larger. This also turns down NaN, infinities and integers beyond any float.
 MAX_COORDINATE = 2**31
 
+# No compressed mask may be longer, in characters. A checkerboard of full HD takes 2 million, a real mask of that size a
+# few thousand; to decode one takes a hundred times its length.
+MAX_COUNTS = 4_000_000
+
 
 class SoirError(Exception):
     """The run cannot be done. Its text is one sentence for the person: expected, found, where, what to do."""
@@ -315,6 +319,11 @@ def exit_status() -> Iterator[None]:
     def terminate(number, frame):
         raise KeyboardInterrupt
 
+    def end(message, status):
+        with suppress(OSError):  # a full disk may be where the message would go
+            print(message, file=sys.stderr, flush=True)
+        sys.exit(status)
+
     signal.signal(signal.SIGTERM, terminate)
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # a shell closed it
@@ -327,17 +336,14 @@ def exit_status() -> Iterator[None]:
         finally:
             sys.stdout.flush()
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
+        end("interrupted", 130)
     except MemoryError:
-        print("error: out of memory", file=sys.stderr)
-        sys.exit(2)
+        end("error: out of memory", 2)
     except BrokenPipeError:  # the reader of our output, `head` perhaps, has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         sys.exit(141)
     except (SoirError, OSError) as error:  # OSError: an input that vanished in mid-run, say
-        print(f"error: {printable(str(error))}", file=sys.stderr)
-        sys.exit(2)
+        end(f"error: {printable(str(error))}", 2)
 
 
 def find_root(root: str, paths: list) -> str | None:
@@ -377,6 +383,14 @@ def print_skipped(skipped: dict, title: str = "skipped") -> None:
     for reason, places in sorted(skipped.items()):
         more = ", ..." if len(places) > 3 else ""
         print(f"  {len(places):>{width},} x {reason}: {', '.join(map(printable, places[:3]))}{more}")
+
+
+def shorten(value: Any) -> str:
+    """What a report shows of a value that may be anything: repr() of nested lists can take forever, and all memory."""
+    if not isinstance(value, (str, int, float)):
+        return f"({type(value).__name__})"
+    text = str(value)
+    return text if len(text) <= 80 else text[:77] + "..."
 
 
 def printable(text: str) -> str:

@@ -28,6 +28,7 @@ from input_files import MAX_PIXELS, image_size, read_image
 from safe_loading import load_annotations
 from soir_common import (
     MAX_COORDINATE,
+    MAX_COUNTS,
     PUBLISHED,
     SETS,
     SoirError,
@@ -37,6 +38,8 @@ from soir_common import (
     exit_status,
     positive,
     printable,
+    shorten,
+    whole_file,
     write_whole,
 )
 
@@ -85,18 +88,33 @@ CHUNK = 256
 TOLERANCE = 1
 
 
+# Issues that are listed, some 600 MB of them; all are counted. A hostile file can have billions.
+MAX_ISSUES = 1_000_000
+
+
 class Findings:
-    """What the checks found: issues as (check, path, detail), in the order found."""
+    """What the checks found.
+
+    issues  list of (check, path, detail), in the order found, up to MAX_ISSUES
+    counts  check -> number of issues, all of them
+    faulty  paths that have an error
+    """
 
     def __init__(self):
         self.issues = []
+        self.counts: Counter = Counter()
+        self.faulty = set()
 
     def add(self, check: str, path: Any, detail: str = "") -> None:
-        assert check in CHECKS
-        self.issues.append((check, path if isinstance(path, str) else repr(path)[:80], detail))
+        path = path if isinstance(path, str) else shorten(path)
+        self.counts[check] += 1
+        if CHECKS[check][0] == "error":
+            self.faulty.add(path)
+        if len(self.issues) < MAX_ISSUES:
+            self.issues.append((check, path, detail))
 
     def count(self, severity: str) -> int:
-        return sum(CHECKS[check][0] == severity for check, _, _ in self.issues)
+        return sum(number for check, number in self.counts.items() if CHECKS[check][0] == severity)
 
 
 # ----------------------------------------------------------------------------------------------- structure, consistency
@@ -109,9 +127,8 @@ def check_entries(annotations: dict, findings: Findings) -> dict:
         if type(path) is not str or not path or not isinstance(entry, dict):
             findings.add("entry-type", path, f"found {type(entry).__name__}")
             continue
-        before = len(findings.issues)
         check_entry(path, entry, findings)
-        if len(findings.issues) == before:
+        if path not in findings.faulty:
             sound[path] = entry
     return sound
 
@@ -133,7 +150,7 @@ def check_entry(path: str, entry: dict, findings: Findings) -> None:
         return
     split = entry.get("split")
     if split is not None and split not in ("train", "val", "test"):
-        findings.add("split-unknown", path, repr(split)[:40])
+        findings.add("split-unknown", path, found(split))
     if "obj_name" in entry and type(entry["obj_name"]) is not str:
         findings.add("field-type", path, "obj_name is not text")
     if entry["is_query"]:
@@ -175,22 +192,24 @@ def check_objects(path: str, entry: dict, findings: Findings) -> None:
 def check_ids(path: str, ids: list, findings: Findings) -> None:
     for number in ids:
         if type(number) is not int or number < 0:
-            findings.add("id-type", path, f"found {repr(number)[:40]}")
+            findings.add("id-type", path, found(number))
 
 
 def check_box(path: str, box: Any, findings: Findings) -> None:
     if not isinstance(box, (tuple, list)) or len(box) != 4 or not all(type(v) in (int, float) for v in box):
-        findings.add(
-            "box-malformed", path, f"found {repr(box)[:60] if isinstance(box, (str, int)) else type(box).__name__}"
-        )
+        findings.add("box-malformed", path, found(box))
         return
     x1, y1, x2, y2 = box
     if not all(abs(value) <= MAX_COORDINATE for value in box):
         findings.add("box-not-finite", path)
     elif not (x2 > x1 and y2 > y1):
-        findings.add("box-inside-out", path, f"{box}")
+        findings.add("box-inside-out", path, f"{tuple(box)}")
     elif x1 < -TOLERANCE or y1 < -TOLERANCE:
-        findings.add("box-outside", path, f"{box}")
+        findings.add("box-outside", path, f"{tuple(box)}")
+
+
+def found(value: Any) -> str:
+    return f"found {shorten(repr(value[:80]) if isinstance(value, str) else value)}"
 
 
 def check_extent(path: str, entry: dict, size: tuple, findings: Findings) -> None:
@@ -216,27 +235,33 @@ def check_masks(entries: dict, sample: int | None, findings: Findings) -> dict:
     sizes: dict[str, tuple | None] = {}
     with tqdm(total=len(masks), desc="masks", disable=None) as progress:
         for start in range(0, len(masks), CHUNK):
-            chunk = masks[start : start + CHUNK]
-            check_compressed(list(readable_masks(chunk, sizes, findings)), findings)
-            progress.update(len(chunk))
+            chunk: list[tuple] = []
+            length = 0
+            for mask in readable_masks(masks[start : start + CHUNK], sizes, findings):
+                length += len(mask[3])
+                if length > MAX_COUNTS:  # no more than one such mask at a time
+                    check_compressed(chunk, findings)
+                    chunk, length = [], len(mask[3])
+                chunk.append(mask)
+            check_compressed(chunk, findings)
+            progress.update(min(CHUNK, len(masks) - start))
     return {path: size for path, size in sizes.items() if size is not None}
 
 
 def readable_masks(masks: list, sizes: dict, findings: Findings) -> Iterator[tuple]:
     """Yield (path, is_query, box, counts as bytes, height, width) of compressed masks; the other kinds are checked."""
     for path, is_query, box, mask in masks:
-        size, counts = (mask.get("size"), mask.get("counts")) if isinstance(mask, dict) else (None, None)
-        if not (isinstance(size, (list, tuple)) and len(size) == 2 and type(size[0]) is type(size[1]) is int):
-            findings.add("mask-malformed", path, "size is not [height, width]")
+        size = mask_size(mask)
+        if size is None:
+            findings.add("mask-malformed", path, "size is not [height, width] of an image")
             continue
-        height, width = size
-        if height < 1 or width < 1 or height * width > MAX_PIXELS:
-            findings.add("mask-malformed", path, "size is not that of an image")
-            continue
+        (height, width), counts = size, mask.get("counts")
         if sizes.setdefault(path, (height, width)) not in ((height, width), None):
             findings.add("mask-size", path, f"{width} x {height} and {sizes[path][1]} x {sizes[path][0]}")
             sizes[path] = None
-        if type(counts) is str and counts.isascii():
+        if type(counts) in (str, bytes) and len(counts) > MAX_COUNTS:
+            findings.add("mask-malformed", path, f"counts is far too long, {len(counts):,} characters")
+        elif type(counts) is str and counts.isascii():
             yield path, is_query, box, counts.encode("ascii"), height, width
         elif type(counts) is bytes:
             yield path, is_query, box, counts, height, width
@@ -244,6 +269,15 @@ def readable_masks(masks: list, sizes: dict, findings: Findings) -> Iterator[tup
             check_list_mask(path, is_query, box, mask, findings)
         else:
             findings.add("mask-malformed", path, "counts is no RLE")
+
+
+def mask_size(mask: Any) -> tuple[int, int] | None:
+    """(height, width) of an RLE, whose counts may be anything; None if it has no size that an image can have."""
+    size = mask.get("size") if isinstance(mask, dict) else None
+    if not isinstance(size, (list, tuple)) or len(size) != 2 or not type(size[0]) is type(size[1]) is int:
+        return None
+    height, width = size
+    return (height, width) if height > 0 and width > 0 and height * width <= MAX_PIXELS else None
 
 
 def check_compressed(masks: list, findings: Findings) -> None:
@@ -377,7 +411,7 @@ def check_paths(annotations: dict, base_path: str | None, mask_sizes: dict, find
         try:
             width, height = image_size(full)
         except OSError as error:
-            if "\0" in path or not os.path.lexists(full):
+            if not path_exists(full):
                 findings.add("path-missing", path)
             elif not os.path.isfile(full):
                 findings.add("path-not-file", path)
@@ -389,6 +423,18 @@ def check_paths(annotations: dict, base_path: str | None, mask_sizes: dict, find
             h, w = mask_sizes[path]
             findings.add("image-size", path, f"image {width} x {height}, mask {w} x {h}")
     return sizes
+
+
+def path_exists(path: str) -> bool:
+    try:
+        return os.path.lexists(path)
+    except ValueError:  # a NUL, or half of a character, up to Python 3.7
+        return False
+
+
+def check_base_path(base_path: str | None) -> None:
+    if base_path is not None and not os.path.isdir(base_path):
+        raise SoirError(f"--base-path {base_path} is no folder: name the folder that the image paths start at")
 
 
 def full_path(path: str, base_path: str | None) -> str | None:
@@ -517,30 +563,29 @@ def print_statistics(figures: dict) -> None:
 def print_findings(findings: Findings, verbose: bool) -> None:
     """Print a line a kind of issue, with a count and the first few paths; all of them if verbose."""
     groups = defaultdict(list)
-    for check, path, detail in findings.issues:
-        groups[check].append((path, detail))
+    for issue in findings.issues:
+        groups[issue[0]].append(issue)
     for severity in ("error", "warning"):
         for check, (kind, text) in CHECKS.items():
-            if kind != severity or check not in groups:
+            if kind != severity or not findings.counts[check]:
                 continue
-            places = [f"{path} ({detail})" if detail else path for path, detail in groups[check]]
-            print(f"\n{severity} {check}: {text}: {len(places):,}")
-            for place in places if verbose else places[:3]:
-                print(f"  {printable(place)}")
-            if len(places) > 3 and not verbose:
+            print(f"\n{severity} {check}: {text}: {findings.counts[check]:,}")
+            shown = groups[check] if verbose else groups[check][:3]
+            for _, path, detail in shown:
+                print(f"  {printable(f'{path} ({detail})' if detail else path)}")
+            if findings.counts[check] > len(shown):
                 print("  ...")
 
 
 def make_report(ann_file: str, passed: bool, findings: Findings, figures: dict) -> dict:
     """The JSON: all that the terminal shows, and every issue in full."""
-    counts = Counter(check for check, _, _ in findings.issues)
     return {
         "file": os.fspath(ann_file),
         "passed": passed,
         "errors": findings.count("error"),
         "warnings": findings.count("warning"),
         "checks": {
-            check: {"severity": severity, "description": text, "count": counts[check]}
+            check: {"severity": severity, "description": text, "count": findings.counts[check]}
             for check, (severity, text) in CHECKS.items()
         },
         "issues": [
@@ -599,7 +644,13 @@ def query_tile(path: str, entry: dict, base_path: str | None) -> tuple[str, Imag
     image = open_photograph(path, base_path)
     if image is None:
         return f"query {path[-40:]}: cannot be read", Image.new("RGB", (TILE_WIDTH, TILE_HEIGHT))
-    mask = None if entry["mask"] is None else decode_mask(entry["mask"])
+    mask = None
+    if entry["mask"] is not None:
+        findings = Findings()  # --sample-masks may have left this one out
+        check_masks({path: entry}, None, findings)
+        if findings.faulty:
+            return f"query ...{path[-25:]}: the mask is faulty", Image.new("RGB", (TILE_WIDTH, TILE_HEIGHT))
+        mask = decode_mask(entry["mask"])
     return f"query ...{path[-38:]}", fit(image, [entry["bbox"]], QUERY_COLOUR, mask)
 
 
@@ -610,14 +661,18 @@ def gallery_tiles(path: str, entry: dict, instance: int, base_path: str | None) 
         return [(f"gallery ...{path[-30:]}: cannot be read", Image.new("RGB", (TILE_WIDTH, TILE_HEIGHT)))]
     boxes = [box for box, number in zip(entry["bbox"], entry["ins"]) if number == instance]
     x1, y1, x2, y2 = boxes[0]
-    half = max(x2 - x1, (y2 - y1) * TILE_WIDTH / TILE_HEIGHT) * 0.8
+    half = max(x2 - x1, (y2 - y1) * TILE_WIDTH / TILE_HEIGHT, 2) * 0.8
     centre = (x1 + x2) / 2, (y1 + y2) / 2
-    area = [round(v) for v in (centre[0] - half, centre[1] - half * 0.75, centre[0] + half, centre[1] + half * 0.75)]
-    zoom_box = [value - area[i % 2] for i, value in enumerate(boxes[0])]
+    area = (centre[0] - half, centre[1] - half * 0.75, centre[0] + half, centre[1] + half * 0.75)
+    limits = image.size * 2  # a crop that reaches far out of the image would be large, however small that is
+    area = tuple(min(max(round(value), 0), limit) for value, limit in zip(area, limits))
+    zoom = image.crop(area) if area[2] > area[0] and area[3] > area[1] else image
+    left, top = area[:2] if zoom is not image else (0, 0)
+    zoom_box = (x1 - left, y1 - top, x2 - left, y2 - top)
     share = 100 * (x2 - x1) * (y2 - y1) / (image.width * image.height)
     return [
         (f"gallery ...{path[-36:]}", fit(image, boxes, GALLERY_COLOUR)),
-        (f"zoom, {share:.1f} % of the image", fit(image.crop(tuple(area)), [zoom_box], GALLERY_COLOUR)),
+        (f"zoom, {share:.1f} % of the image", fit(zoom, [zoom_box], GALLERY_COLOUR)),
     ]
 
 
@@ -655,7 +710,8 @@ def fit(image: Image.Image, boxes: list, colour: tuple, mask: np.ndarray | None 
         small = Image.fromarray(pixels)
     draw = ImageDraw.Draw(small)
     for box in boxes:
-        x1, y1, x2, y2 = (round(value * scale) for value in box)
+        # Pillow draws every pixel, also those far out of the image.
+        x1, y1, x2, y2 = (min(max(round(value * scale), -4), limit + 4) for value, limit in zip(box, size * 2))
         draw.rectangle((x1 - 2, y1 - 2, x2 + 1, y2 + 1), outline=colour, width=2)
     tile = Image.new("RGB", (TILE_WIDTH, TILE_HEIGHT))
     tile.paste(small, ((TILE_WIDTH - size[0]) // 2, (TILE_HEIGHT - size[1]) // 2))
@@ -721,8 +777,7 @@ def parse_args() -> argparse.Namespace:
 def main() -> int:
     args = parse_args()
     check_outputs([args.report, args.preview], [args.ann_file])
-    if args.base_path is not None and not os.path.isdir(args.base_path):
-        raise SoirError(f"--base-path {args.base_path} is no folder: name the folder that the image paths start at")
+    check_base_path(args.base_path)
     annotations = load_annotations(args.ann_file)
     if not annotations:
         raise SoirError(f"{args.ann_file} holds no entries, so there is nothing to check")
@@ -744,20 +799,21 @@ def main() -> int:
     passed = not errors and not (args.strict and warnings)
     written = []
     if args.report:
-        report = json.dumps(make_report(args.ann_file, passed, findings, figures), indent=1)
-        write_whole(args.report, report.encode("utf-8", "backslashreplace"))
+        with whole_file(args.report) as file:
+            for text in json.JSONEncoder(indent=1).iterencode(make_report(args.ann_file, passed, findings, figures)):
+                file.write(text.encode("utf-8", "backslashreplace"))
         written.append(args.report)
     if args.preview:
-        faulty = {path for check, path, _ in findings.issues if CHECKS[check][0] == "error"}
-        drawable = {path: entry for path, entry in entries.items() if path not in faulty}
+        drawable = {path: entry for path, entry in entries.items() if path not in findings.faulty}
         picture = draw_preview(drawable, args.base_path, args.preview_count)
         if picture is not None:
             write_png(args.preview, picture)
             written.append(args.preview)
 
-    print_statistics(figures)
+    if figures:
+        print_statistics(figures)
     print_findings(findings, args.verbose)
-    if sum(check == "path-missing" for check, _, _ in findings.issues) == len(annotations):
+    if findings.counts["path-missing"] == len(annotations):
         print("\nNone of the images is there: name the folder that their paths start at with --base-path.")
     if args.preview and args.preview not in written:
         print("\nThere is nothing to preview: no instance has both a query and a gallery image without errors.")

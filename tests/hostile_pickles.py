@@ -36,6 +36,32 @@ def global_call(module, name, argument):
     )
 
 
+def shared(first, pair):
+    """Opcodes of 60 pairs, each one of which holds the one before twice."""
+    steps = (b"h" + bytes([i]) + pair + b"q" + bytes([i + 1]) for i in range(60))
+    return first + b"q\x00" + b"".join(steps)
+
+
+def hostile_values():
+    """What it is -> opcodes of a value that is plain, but too large to look at."""
+    pairs = b"".join(b"(h" + bytes([i]) + b"h" + bytes([i]) + b"lq" + bytes([i + 1]) for i in range(60))
+    return {
+        "lists, 2^60 in all": b"(]q\x00" + pairs + b"l",
+        "tuples, 2^60 in all": b"()q\x00" + pairs.replace(b"l", b"t") + b"t",
+        "lists, 10^5 deep": b"(" * 10**5 + b"l" * 10**5,
+        "tuples, 10^5 deep": b"(" * 10**5 + b"t" * 10**5,
+    }
+
+
+def dict_opcodes(items):
+    """Opcodes of a dict, text -> opcodes or a value."""
+    text = b"}("
+    for key, value in items.items():
+        for part in (key, value):
+            text += part if isinstance(part, bytes) else pickle.dumps(part, 2)[2:-1]
+    return text + b"u"
+
+
 def hostile_pickles(marker):
     """What it is -> pickle; None stands for a tensor. Those that run make the file `marker`."""
     touch = f"touch {marker}"
@@ -72,6 +98,12 @@ def hostile_pickles(marker):
         "object scalar": pickle.dumps({"a": np.array([None, 1], dtype=object)}, 2),
         "STACK_GLOBAL": b"\x80\x04\x8c\x02os\x8c\x06system\x93\x8c" + bytes([len(touch)]) + touch.encode() + b"\x85R.",
         "name through the memo": b"\x80\x04\x8c\x02os\x94\x8c\x06system\x940h\x00h\x01\x93)R.",
+        "key that is a tuple a million deep": b"\x80\x02})" + b"\x85" * 10**6 + b"K\x01s.",
+        "key that is a tuple of 2^60": b"\x80\x02}" + shared(b")", b"\x86") + b"K\x01s.",
+        "key that was an argument": b"\x80\x02}ccollections\ndefaultdict\n)\x85q\x01R0h\x01K\x01s.",
+        "array of 10^8 rows without values": pickle.dumps(np.zeros((3, 0)), 2).replace(
+            b"K\x03K\x00", b"J\x00\xe1\xf5\x05K\x00"
+        ),
         "list": pickle.dumps([1, 2], 2),
         "number": pickle.dumps(5, 2),
     }

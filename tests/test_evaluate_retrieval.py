@@ -174,7 +174,7 @@ FAULTS = {
     "unknown query": (lambda r, q: r.__setitem__("nowhere", []), "no query here"),
     "no ranking": (lambda r, q: r.pop(q), "without a ranking"),
     "ranking no list": (lambda r, q: r.__setitem__(q, "text"), "without a ranking"),
-    "ranked twice": (lambda r, q: r[q].append(r[q][0]), "ranked twice"),
+    "ranked twice": (lambda r, q: r[q].append(r[q][0]), "ranks a path twice"),
     "score NaN": (lambda r, q: r[q].__setitem__(0, [r[q][0], float("nan")]), "no finite number"),
     "score text": (lambda r, q: r[q].__setitem__(0, [r[q][0], "1"]), "no finite number"),
     "box of three": (lambda r, q: r[q].__setitem__(0, [r[q][0], 1, [1, 2, 3]]), "box that is not"),
