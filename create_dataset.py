@@ -501,15 +501,16 @@ def find_sets(args: argparse.Namespace) -> list[tuple]:
             expected = os.path.join(args.voxdet_root, path, part)
             if not os.path.exists(expected):
                 found = find_root(args.voxdet_root, every_part)
-                raise SoirError(
-                    f"{name} is not complete: expected {expected}, which is not there. "
-                    + (
-                        f"It is there one level from here: try --voxdet-root {found}"
-                        if found
-                        else f"Name its folders with --voxdet-root and --{option}-path, "
-                        f"or leave it out with --skip-{option}"
-                    )
-                )
+                alone = find_root(args.voxdet_root, [os.path.join(path, part) for part in parts])
+                if found:
+                    hint = f"It is there one level from here: try --voxdet-root {found}"
+                elif alone:
+                    folder = os.path.relpath(os.path.join(alone, path), args.voxdet_root)
+                    hint = f"It is there one level from here: try --{option}-path {folder}"
+                else:
+                    hint = f"Name its folders with --voxdet-root and --{option}-path, "
+                    hint += f"or leave it out with --skip-{option}"
+                raise SoirError(f"{name} is not complete: expected {expected}, which is not there. {hint}")
     return [(parse, path) for _, parse, path, _ in sets]
 
 

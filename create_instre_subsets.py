@@ -85,7 +85,8 @@ def match_names(folder: str, lower_name: str) -> list[str]:
     try:
         return [name for name in sorted(os.listdir(folder)) if name.lower() == lower_name]
     except OSError as error:
-        raise SoirError(f"cannot read the folder {folder}: {error.strerror}; see --instre-root") from error
+        hint = "name the folder of the download with --instre-root"
+        raise SoirError(f"cannot read the folder {folder} ({error.strerror}): {hint}") from error
 
 
 def parse_instre(root: str, key_root: str, part: str, workers: int, skipped: dict) -> list[Photograph]:

@@ -216,15 +216,9 @@ def read_features(path: str) -> Iterator[tuple]:
 
     The file is .pt (as torch.save wrote it) or .npz, and holds path -> vector, or {"paths": [...], "features": matrix}.
     """
+    content = load_archive(path) if path.endswith(".npz") else load_tensors(path)
     try:
-        with open_regular(path) as file:
-            limit = MAX_RATIO * os.fstat(file.fileno()).st_size
-            if path.endswith(".npz"):
-                with np.load(file, allow_pickle=False) as archive:
-                    check_unpacked(sum(info.file_size for info in archive.zip.infolist()), limit)
-                    content = {name: archive[name] for name in archive.files}
-            else:
-                content = load_tensors(path)
+        limit = MAX_RATIO * os.path.getsize(path)
         if not isinstance(content, dict) or not content:
             raise ValueError("expected a dict, path -> vector, or paths and features")
         paths, vectors = list(content), list(content.values())
@@ -238,11 +232,22 @@ def read_features(path: str) -> Iterator[tuple]:
             vector = as_vector(value, limit)
             limit -= 0 if vector is None else vector.nbytes
             yield str(name), vector
+    except (OSError, TypeError, ValueError) as error:  # TypeError: of len(), since there may be anything
+        raise SoirError(f"{path} holds no features: {error}") from error
+
+
+def load_archive(path: str) -> dict:
+    """The arrays of a .npz file, by name. Raises SoirError."""
+    try:
+        with open_regular(path) as file, np.load(file, allow_pickle=False) as archive:
+            size = os.fstat(file.fileno()).st_size
+            check_unpacked(sum(info.file_size for info in archive.zip.infolist()), MAX_RATIO * size)
+            return {name: archive[name] for name in archive.files}
     except OSError as error:
         raise SoirError(f"cannot read {path}: {error.strerror or error}") from error
-    except Exception as error:  # a broken archive or pickle can raise anything
+    except Exception as error:  # a broken archive can raise anything
         reason = (str(error) or type(error).__name__).splitlines()[0][:200]
-        raise SoirError(f"{path} was not loaded, for it holds no features: {reason}") from error
+        raise SoirError(f"{path} was not loaded, for it is no .npz of numbers and text: {reason}") from error
 
 
 def check_unpacked(size: int, limit: int) -> None:
@@ -281,7 +286,7 @@ def rank_features(path: str, annotations: dict, queries: list, gallery: list, fa
         elif vector is not None:
             vectors[name] = vector
         else:
-            faults["feature that is no vector, image counted as not retrieved"].append(name)
+            faults["feature that is no vector of numbers"].append(name)
     lengths = Counter(vectors[name].size for name in queries + gallery if name in vectors)
     if not lengths:
         found = f"paths like {next(iter(vectors))}" if vectors else "nothing that is a vector of numbers"
@@ -293,12 +298,13 @@ def rank_features(path: str, annotations: dict, queries: list, gallery: list, fa
     for name in queries + gallery:
         vector = vectors.get(name)
         kind = "query" if annotations[name]["is_query"] else "gallery image"
+        outcome = "scored 0" if annotations[name]["is_query"] else "counted as not retrieved"
         if vector is None:
-            faults[f"{kind} without a feature"].append(name)
+            faults[f"{kind} without a feature, {outcome}"].append(name)
         elif vector.size != length:
-            faults[f"{kind} whose feature is not of length {length}, like most"].append(name)
+            faults[f"{kind} whose feature is not of length {length}, like most, {outcome}"].append(name)
         elif not np.isfinite(vector).all() or not vector.any():
-            faults[f"{kind} whose feature is not finite, or zero"].append(name)
+            faults[f"{kind} whose feature is not finite, or zero, {outcome}"].append(name)
         else:
             usable.add(name)
     for set_name in SETS:

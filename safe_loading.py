@@ -59,8 +59,8 @@ def _load(path, has_tensors):
             finally:
                 gc.enable()
     except FileNotFoundError:
-        hint = "" if has_tensors else "; create_dataset.py makes annotation files"
-        raise SoirError(f"{path} is missing{hint}") from None
+        maker = "examples/colour_features.py shows how to make one" if has_tensors else "create_dataset.py makes one"
+        raise SoirError(f"{path} is missing: {maker}") from None
     except OSError as error:
         raise SoirError(f"cannot read {path}: {error.strerror or error}") from error
     except Exception as error:  # a broken archive or pickle can raise anything

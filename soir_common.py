@@ -238,7 +238,7 @@ def read_json(path: str, object_hook: Callable | None = None) -> Any:
     except OSError as error:
         raise SoirError(f"cannot read {path}: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:
-        raise SoirError(f"{path} is no JSON, or a broken download ({error}): get the file again") from error
+        raise SoirError(f"{path} is no JSON, or only the start of one ({error}): get the file again") from error
 
 
 def difficulty(occurrences: int) -> str:

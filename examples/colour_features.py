@@ -1,6 +1,9 @@
-"""Describe each image of an annotation file by the colours and the texture of its objects."""
+"""Describe each image of an annotation file by the colours and the texture of its objects.
 
-import sys
+python examples/colour_features.py anns.pt features.pt
+"""
+
+import argparse
 
 import numpy as np
 import torch
@@ -14,8 +17,13 @@ def describe(image, box):
     return np.sqrt(np.concatenate([colours, texture]))
 
 
+parser = argparse.ArgumentParser(description="Describe the images of an annotation file, for evaluate_retrieval.py.")
+parser.add_argument("annotations", help="annotation file, anns.pt; its image paths must be found from here")
+parser.add_argument("features", help="file to write, features.pt")
+args = parser.parse_args()
+
 features = {}
-for path, entry in torch.load(sys.argv[1]).items():
+for path, entry in torch.load(args.annotations).items():
     boxes, image = [entry["bbox"]] if entry["is_query"] else entry["bbox"], Image.open(path).convert("RGB")
     features[path] = torch.tensor(np.max([describe(image, box) for box in boxes], axis=0))
-torch.save(features, sys.argv[2])
+torch.save(features, args.features)

@@ -122,7 +122,7 @@ def test_a_feature_that_is_no_vector_is_a_fault_that_is_listed(few, tmp_path, na
     features[few[2][0]] = NO_VECTORS[name]
     done, report = score_features(few, tmp_path, features)
     assert (done.returncode, done.stderr) == (1, "")
-    assert report["faults"]["feature that is no vector, image counted as not retrieved"] == [few[2][0]]
+    assert report["faults"]["feature that is no vector of numbers"] == [few[2][0]]
 
 
 @pytest.mark.parametrize(
@@ -163,7 +163,7 @@ def test_features_of_other_images_are_told_by_the_paths(few, tmp_path):
         (["a"], torch.ones(2, 8)),
         (5, torch.ones(2, 8)),
         (None, None),
-        (torch.zeros(1).expand(10**10), torch.ones(1, 1).expand(10**10, 1)),
+        (torch.zeros(1).expand(10**9), torch.ones(1, 1).expand(10**9, 1)),
     ],
 )
 def test_a_matrix_that_does_not_go_with_its_paths_cannot_be_scored(few, tmp_path, paths, features):

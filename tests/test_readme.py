@@ -12,11 +12,12 @@ import test_create_dataset
 import test_evaluate_retrieval
 import test_faults
 import test_hostile_files
+import test_hostile_values
 import test_images
 import test_masks
 import test_verify_dataset
 from conftest import ROOT, load_plainly, run_script
-from hostile_pickles import hostile_pickles
+from hostile_pickles import hostile_pickles, hostile_values
 from PIL import Image
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -76,7 +77,7 @@ def test_each_python_block_runs(folder, monkeypatch, capsys):
     """One after the other, as a reader pastes them; but for the example, which is a script that a command runs."""
     monkeypatch.chdir(str(folder[0]))
     names, blocks = {}, [text for language, text in BLOCKS if language == "python"]
-    example = [text for text in blocks if "sys.argv" in text]
+    example = [text for text in blocks if "parse_args" in text]
     assert len(blocks) >= 4
     assert len(example) == 1
     for text in blocks:
@@ -143,6 +144,9 @@ def test_the_figures_of_bad_input_are_those_of_the_tests():
         test_evaluate_retrieval.FAULTS,
         *(getattr(test_hostile_files, name) for name in ("NO_JSON", "NO_RANKINGS", "BAD_SCORES", "BAD_BOXES")),
         test_hostile_files.NO_VECTORS,
+        hostile_values(),
+        test_hostile_values.BOXES,
+        test_hostile_values.TENSORS,
         test_faults.FAULTS,
     )
     properties = [test for test in vars(test_masks).values() if hasattr(test, "hypothesis")]

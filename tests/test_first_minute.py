@@ -1,0 +1,223 @@
+"""What a newcomer gets wrong in the first minute, and the next step that the scripts name."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import ROOT, load_plainly, make_annotations, run_here
+from PIL import Image
+
+SCRIPTS = ["create_dataset.py", "create_instre_subsets.py", "verify_dataset.py", "evaluate_retrieval.py"]
+
+
+def refused(script, *args):
+    """The one line that a script refuses to run with."""
+    done = run_here(script, *args)
+    assert (done.returncode, done.stdout) == (2, "")
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: ")
+    return line
+
+
+@pytest.fixture
+def scored(tiny, tmp_path):
+    """Arguments of an evaluation of the tiny tree."""
+    make_annotations(tmp_path / "anns.pt", tiny.root, tmp_path / "rankings.json")
+    args = ("--ann-file", tmp_path / "anns.pt", "--base-path", tiny.root, "--rankings", tmp_path / "rankings.json")
+    return [str(arg) for arg in args]
+
+
+def make_instre(root):
+    for part in ("INSTRE-S1", "INSTRE-S2"):
+        folder = root / part / "01a_book"
+        folder.mkdir(parents=True)
+        for number in range(2):
+            Image.new("RGB", (100, 100)).save(str(folder / f"{number}.jpg"))
+            (folder / f"{number}.txt").write_text("1 1 10 10")
+    return root
+
+
+# ---------------------------------------------------------------------------------------------------------- the inputs
+
+
+@pytest.mark.parametrize(
+    "script, step",
+    [
+        ("create_dataset.py", "--voxdet-root"),
+        ("create_instre_subsets.py", "--instre-root"),
+        ("verify_dataset.py", "create_dataset.py makes one"),
+        ("evaluate_retrieval.py", "--rankings --features"),
+    ],
+)
+def test_a_script_without_arguments_in_a_folder_without_data_names_the_next_step(tmp_path, monkeypatch, script, step):
+    monkeypatch.chdir(tmp_path)
+    done = run_here(script)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert step in done.stderr
+    assert os.listdir(str(tmp_path)) == []
+
+
+@pytest.mark.parametrize("root", ["nowhere", "file", "C:\\data\\VoxDet"])
+def test_a_root_that_is_no_folder_is_named_with_its_option(tmp_path, root):
+    (tmp_path / "file").write_text("")
+    for script, option in (("create_dataset.py", "--voxdet-root"), ("create_instre_subsets.py", "--instre-root")):
+        line = refused(script, option, tmp_path / root)
+        assert str(tmp_path / root).encode("unicode_escape").decode() in line or str(tmp_path / root) in line
+        assert option in line
+
+
+@pytest.mark.parametrize("root, args", [("a", []), ("a/b/OWID", []), ("a/b/RoboTools", ["--skip-owid"])])
+def test_a_root_one_level_too_high_or_too_deep_is_put_right(tiny, tmp_path, root, args):
+    (tmp_path / "a").mkdir()
+    tiny.root.rename(tmp_path / "a/b")
+    output = ("--output-file", tmp_path / "anns.pt", "--workers", 1)
+    line = refused("create_dataset.py", "--voxdet-root", tmp_path / root, *args, *output)
+    assert line.endswith(f"It is there one level from here: try --voxdet-root {tmp_path / 'a/b'}")
+    assert run_here("create_dataset.py", "--voxdet-root", tmp_path / "a/b", *args, *output).returncode == 0
+
+
+def test_one_set_that_lies_one_level_deeper_is_pointed_to(tiny):
+    tiny.path("data").mkdir()
+    tiny.path("OWID").rename(tiny.path("data/OWID"))
+    output = ("--output-file", tiny.path("anns.pt"), "--workers", 1)
+    line = refused("create_dataset.py", "--voxdet-root", tiny.root, *output)
+    assert line.endswith("It is there one level from here: try --owid-path data/OWID")
+    args = ("--voxdet-root", tiny.root, "--owid-path", "data/OWID", *output)
+    assert run_here("create_dataset.py", *args).returncode == 0
+
+
+def test_who_has_owid_alone_is_told_how_to_leave_the_other_set_out(tiny):
+    shutil.rmtree(str(tiny.path("RoboTools")))
+    output = ("--output-file", tiny.path("anns.pt"), "--workers", 1)
+    assert "leave it out with --skip-robotools" in refused("create_dataset.py", "--voxdet-root", tiny.root, *output)
+    done = run_here("create_dataset.py", "--voxdet-root", tiny.root, "--skip-robotools", *output)
+    assert done.returncode == 0
+
+
+@pytest.mark.parametrize("root", ["a", "a/b/INSTRE-S1", "a/b/INSTRE-S2"])
+def test_an_instre_root_one_level_too_high_or_too_deep_is_put_right(tmp_path, root):
+    make_instre(tmp_path / "a/b")
+    output = ("--output-dir", tmp_path, "--workers", 1)
+    line = refused("create_instre_subsets.py", "--instre-root", tmp_path / root, *output)
+    assert line.endswith(f"It is there one level from here: try --instre-root {tmp_path / 'a/b'}")
+    assert run_here("create_instre_subsets.py", "--instre-root", tmp_path / "a/b", *output).returncode == 0
+
+
+@pytest.mark.parametrize("missing, what", [("query", "queries"), ("gallery", "gallery images")])
+def test_a_set_without_queries_or_without_gallery_is_no_data_set(tiny, missing, what):
+    if missing == "query":
+        for folder in tiny.path("RoboTools/test_video").iterdir():
+            shutil.rmtree(str(folder / "rgb"))
+    else:
+        tiny.path("RoboTools/test/1/rgb/000000.png").unlink()
+    done, annotations = tiny.create()
+    assert (done.returncode, annotations) == (2, None)
+    assert f"RoboTools has no {what} that can be used, so nothing was written" in done.stderr
+
+
+def test_a_base_path_that_is_no_folder_is_named(scored):
+    for script, args in (("verify_dataset.py", scored[:2]), ("evaluate_retrieval.py", scored)):
+        assert "--base-path /nowhere is no folder" in refused(script, *args, "--base-path", "/nowhere")
+
+
+def test_images_that_are_not_found_are_looked_for_with_base_path(scored):
+    done = run_here("verify_dataset.py", *scored[:2])
+    assert done.returncode == 1
+    assert "name the folder that their paths start at with --base-path" in done.stdout
+
+
+@pytest.mark.parametrize("content", [{}, {"elsewhere/1.jpg": []}, {"paths": []}, {"knns": {"elsewhere/1.jpg": []}}])
+def test_rankings_of_other_paths_are_refused_with_an_example_of_both(scored, tmp_path, content):
+    (tmp_path / "rankings.json").write_text(json.dumps(content))
+    line = refused("evaluate_retrieval.py", *scored)
+    assert "expected paths like OWID/P1/3/rgb/000000.jpg" in line
+    assert next(iter(content.get("knns", content)), "nothing") in line
+
+
+def test_features_that_are_not_there_or_no_torch_file_are_named_in_a_line(scored, tmp_path):
+    anns = scored[:2]
+    assert "colour_features.py shows how" in refused("evaluate_retrieval.py", *anns, "--features", tmp_path / "no.pt")
+    torch.save({"a": torch.ones(2)}, str(tmp_path / "legacy.pt"), _use_new_zipfile_serialization=False)
+    (tmp_path / "text.pt").write_text("text")
+    for name in ("legacy.pt", "text.pt"):
+        line = refused("evaluate_retrieval.py", *anns, "--features", tmp_path / name)
+        assert name in line
+        assert "weights_only" not in line  # torch's advice: to load it unsafely
+
+
+# --------------------------------------------------------------------------------------------------------- the outputs
+
+
+def test_an_output_in_a_folder_that_is_not_there_is_refused_before_the_work(tiny, scored, tmp_path):
+    nowhere = tmp_path / "nowhere"
+    for script, args in (
+        ("create_dataset.py", ("--voxdet-root", tiny.root, "--output-file", nowhere / "anns.pt")),
+        ("create_instre_subsets.py", ("--instre-root", tiny.root, "--output-dir", nowhere)),
+        ("verify_dataset.py", (*scored[:4], "--report", nowhere / "report.json")),
+        ("verify_dataset.py", (*scored[:4], "--preview", nowhere / "preview.png")),
+        ("evaluate_retrieval.py", (*scored, "--per-query", nowhere / "queries.csv")),
+    ):
+        line = refused(script, *args)
+        assert f"{nowhere}, does not exist: create it" in line
+
+
+@pytest.mark.parametrize("name", ["000000.jpg", "anns.JSON", "anns.png"])
+def test_an_output_named_like_a_file_of_the_download_is_refused(tiny, name):
+    tiny.path(name).write_bytes(b"photograph")
+    line = refused("create_dataset.py", "--voxdet-root", tiny.root, "--output-file", tiny.path(name))
+    assert "is named like a file of the download" in line
+    assert tiny.path(name).read_bytes() == b"photograph"
+
+
+@pytest.mark.parametrize("name", ["preview", "preview.jpg", "preview.png.pt"])
+def test_a_picture_is_named_png(scored, tmp_path, name):
+    for script, args in (("verify_dataset.py", scored[:4]), ("evaluate_retrieval.py", scored)):
+        done = run_here(script, *args, "--preview", tmp_path / name)
+        assert done.returncode == 2
+        assert "expected a name that ends in .png" in done.stderr
+    assert not (tmp_path / name).exists()
+
+
+def test_a_preview_whose_images_are_not_found_is_not_drawn_black(scored, tmp_path):
+    args = [*scored[:2], *scored[4:], "--preview", tmp_path / "worst.png"]
+    assert "where are they? --base-path" in refused("evaluate_retrieval.py", *args)
+    done = run_here("verify_dataset.py", *scored[:2], "--preview", tmp_path / "preview.png")
+    assert "nothing to preview" in done.stdout
+    assert not [name for name in os.listdir(str(tmp_path)) if name.endswith(".png")]
+
+
+@pytest.mark.parametrize(
+    "args, left_out",
+    [
+        ([], ""),
+        (["--skip-paths"], ", images not looked for"),
+        (["--sample-masks", "3"], ", 3 masks checked at most"),
+        (["--skip-paths", "--sample-masks", "3"], ", images not looked for, 3 masks checked at most"),
+    ],
+)
+def test_the_verdict_says_what_was_not_checked(scored, args, left_out):
+    done = run_here("verify_dataset.py", *scored[:4], *args)
+    assert done.stdout.splitlines()[-1] == f"PASSED: 0 errors, 0 warnings in 9 entries{left_out}"
+
+
+def test_a_message_that_cannot_be_printed_does_not_change_the_status(tmp_path):
+    if not os.path.exists("/dev/full"):
+        pytest.skip("there is no /dev/full here")
+    for script, args in (("verify_dataset.py", ["--ann-file", "nowhere.pt"]), ("create_dataset.py", [])):
+        command = [sys.executable, str(ROOT / script), *args]
+        with open("/dev/full", "w") as full:
+            assert subprocess.run(command, cwd=str(tmp_path), stderr=full).returncode == 2
+
+
+def test_the_example_says_what_it_wants():
+    done = subprocess.run([sys.executable, str(ROOT / "examples/colour_features.py")], stderr=subprocess.PIPE)
+    assert done.returncode == 2
+    assert b"the following arguments are required: annotations, features" in done.stderr
+
+
+def test_paths_of_a_relative_annotation_file_start_at_the_root(tiny, scored):
+    assert all(tiny.path(path).is_file() for path in load_plainly(scored[1]))
