@@ -302,15 +302,16 @@ COLUMNS = [
 
 def print_table(rows: list) -> None:
     """Print (name, figures) rows, and below each the published figures of that name."""
-    print(f"{'':<26}" + "".join(f"{title:>16}" for title, _, _ in COLUMNS))
+    widths = [len(title) + 2 for title, _, _ in COLUMNS]
+    print(f"{'':<26}" + "".join(f"{title:>{width}}" for (title, _, _), width in zip(COLUMNS, widths)))
     for name, values in rows:
         lines = [(name, values)]
         if name in PUBLISHED:
             lines.append((f"  {PUBLISHED[name]['name']}, published", PUBLISHED[name]))
         for label, cells in lines:
             cells = [(cells.get(figure), style) for _, figure, style in COLUMNS]
-            line = f"{label:<26}" + "".join(f"{'' if v is None else format(v, s):>16}" for v, s in cells)
-            print(line.rstrip())
+            texts = ["" if value is None else format(value, style) for value, style in cells]
+            print((f"{label:<26}" + "".join(f"{text:>{width}}" for text, width in zip(texts, widths))).rstrip())
 
 
 # -------------------------------------------------------------------------------------------------------------- script
@@ -329,7 +330,7 @@ def parse_args() -> argparse.Namespace:
     add("--xxs-threshold", type=percent, default=5, metavar="%", help="object size below which XXS is (default: 5)")
     add("--query-fraction", type=fraction, default=0.5, metavar="F", help="share of queries (default: 0.5)")
     add("--seed", type=int, default=0, metavar="N", help="another seed, another choice of queries (default: 0)")
-    add("--query-list", metavar="FILE", help="the queries, a path a line (INSTRE-S1/01a_canada_book/013.jpg)")
+    add("--query-list", metavar="FILE", help="the queries, one path per line (INSTRE-S1/01a_canada_book/013.jpg)")
     add("--gallery-list", metavar="FILE", help="the gallery images in the same form; goes with --query-list")
     add_common_options(parser)
     args = parser.parse_args()

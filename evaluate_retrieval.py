@@ -53,7 +53,9 @@ from soir_common import (
     write_whole,
 )
 from verify_dataset import (
+    GALLERY_COLOUR,
     MARGIN,
+    QUERY_COLOUR,
     TILE_HEIGHT,
     TILE_WIDTH,
     Findings,
@@ -69,6 +71,7 @@ from verify_dataset import (
 
 RANKS = (1, 5, 10, 50, 100)
 SIZES = (("below 0.5 %", 0.5), ("0.5 to 1 %", 1), ("1 to 2 %", 2), ("above 2 %", math.inf))
+WRONG_COLOUR = (255, 64, 64)
 BOOTSTRAP = 1000  # resamples of the instances: the ends of the interval vary by some 2 % of its width
 
 # Similarities that are held at a time: 64 MB.
@@ -488,7 +491,7 @@ def draw_worst(scores: list, count: int, annotations: dict, gallery: list, base_
             right = (
                 bool(column) and entry is not None and entry["set"] == row["set"] and row["instance"] in entry["ins"]
             )
-            colour = ((64, 255, 64) if right else (255, 64, 64)) if column else (0, 255, 255)
+            colour = (GALLERY_COLOUR if right else WRONG_COLOUR) if column else QUERY_COLOUR
             boxes = []
             if entry is not None:
                 pairs = zip(entry["bbox"], entry["ins"]) if column else [(entry["bbox"], entry["ins"])]

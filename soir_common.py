@@ -372,7 +372,7 @@ def positive(text: str) -> int:
 
 
 def print_skipped(skipped: dict, title: str = "skipped") -> None:
-    """Print what was skipped: a line a reason, with the count and the first three places.
+    """Print what was skipped: one line per reason, with the count and the first three places.
 
     skipped  dict, reason -> list of places
     """

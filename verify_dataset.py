@@ -561,7 +561,7 @@ def print_statistics(figures: dict) -> None:
 
 
 def print_findings(findings: Findings, verbose: bool) -> None:
-    """Print a line a kind of issue, with a count and the first few paths; all of them if verbose."""
+    """Print one line per kind of issue, with a count and the first few paths; all of them if verbose."""
     groups = defaultdict(list)
     for issue in findings.issues:
         groups[issue[0]].append(issue)
@@ -600,7 +600,7 @@ def make_report(ann_file: str, passed: bool, findings: Findings, figures: dict) 
 # ------------------------------------------------------------------------------------------------------------- preview
 
 TILE_WIDTH, TILE_HEIGHT, MARGIN = 320, 240, 8
-QUERY_COLOUR, MASK_COLOUR, GALLERY_COLOUR = (255, 64, 64), (0, 255, 255), (64, 255, 64)
+QUERY_COLOUR, MASK_COLOUR, GALLERY_COLOUR = (0, 255, 255), (255, 0, 255), (64, 255, 64)
 
 
 def draw_preview(entries: dict, base_path: str | None, count: int) -> Image.Image | None:

@@ -381,7 +381,7 @@ def test_the_preview_shows_query_gallery_and_zoom(voxdet, sample_file, tmp_path)
     assert run_here("verify_dataset.py", *args).returncode == 0
     first = preview.read_bytes()
     pixels = np.asarray(Image.open(str(preview)))
-    for colour in ((255, 64, 64), (0, 255, 255), (64, 255, 64)):  # boxes and masks of queries, boxes of gallery images
+    for colour in ((255, 0, 255), (0, 255, 255), (64, 255, 64)):  # boxes and masks of queries, boxes of gallery images
         assert (pixels == colour).all(axis=2).sum() > 400
     assert run_here("verify_dataset.py", *args).returncode == 0
     assert preview.read_bytes() == first
