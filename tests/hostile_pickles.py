@@ -36,6 +36,11 @@ def global_call(module, name, argument):
     )
 
 
+def memo_as_key(value):
+    """A dict of a value, and of what the opcodes of the value put into the memo at 1, as a key."""
+    return b"\x80\x02}X\x01\x00\x00\x00a" + value + b"sh\x01K\x01s."
+
+
 def shared(first, pair):
     """Opcodes of 60 pairs, each one of which holds the one before twice."""
     steps = (b"h" + bytes([i]) + pair + b"q" + bytes([i + 1]) for i in range(60))
@@ -100,7 +105,11 @@ def hostile_pickles(marker):
         "name through the memo": b"\x80\x04\x8c\x02os\x94\x8c\x06system\x940h\x00h\x01\x93)R.",
         "key that is a tuple a million deep": b"\x80\x02})" + b"\x85" * 10**6 + b"K\x01s.",
         "key that is a tuple of 2^60": b"\x80\x02}" + shared(b")", b"\x86") + b"K\x01s.",
-        "key that was an argument": b"\x80\x02}ccollections\ndefaultdict\n)\x85q\x01R0h\x01K\x01s.",
+        "key that was an argument of defaultdict": memo_as_key(b"ccollections\ndefaultdict\n)\x85q\x01R"),
+        "key that was an argument of dtype": memo_as_key(b"cnumpy\ndtype\nX\x02\x00\x00\x00f8)\x86q\x01R"),
+        "key that was a state of dtype": memo_as_key(
+            b"cnumpy\ndtype\nX\x02\x00\x00\x00f8\x85RK\x03X\x01\x00\x00\x00<)\x87q\x01b"
+        ),
         "array of 10^8 rows without values": pickle.dumps(np.zeros((3, 0)), 2).replace(
             b"K\x03K\x00", b"J\x00\xe1\xf5\x05K\x00"
         ),
