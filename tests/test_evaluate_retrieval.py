@@ -308,7 +308,7 @@ def test_the_preview_marks_right_and_wrong(voxdet, sample_file, tmp_path):
     (tmp_path / "r.json").write_text(json.dumps(rankings))
     options = ["--rankings", tmp_path / "r.json", "--ann-file", sample_file, "--base-path", voxdet[0]]
     options += ["--preview", tmp_path / "worst.png", "--worst", 12, "--set", "OWID"]
-    done = run_script("evaluate_retrieval.py", *options)
+    done = run_here("evaluate_retrieval.py", *options)
     assert done.returncode == 0, done.stderr
     pixels = np.asarray(Image.open(str(tmp_path / "worst.png")))
     for colour in ((64, 255, 64), (255, 64, 64), (0, 255, 255)):

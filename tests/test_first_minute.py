@@ -213,11 +213,5 @@ def test_a_message_that_cannot_be_printed_does_not_change_the_status(tmp_path):
             assert subprocess.run(command, cwd=str(tmp_path), stderr=full).returncode == 2
 
 
-def test_the_example_says_what_it_wants():
-    done = subprocess.run([sys.executable, str(ROOT / "examples/colour_features.py")], stderr=subprocess.PIPE)
-    assert done.returncode == 2
-    assert b"the following arguments are required: annotations, features" in done.stderr
-
-
 def test_paths_of_a_relative_annotation_file_start_at_the_root(tiny, scored):
     assert all(tiny.path(path).is_file() for path in load_plainly(scored[1]))

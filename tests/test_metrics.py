@@ -9,13 +9,13 @@ from sklearn.metrics import average_precision_score
 from test_evaluate_retrieval import KS, evaluate, make_annotations, relevant_paths
 
 
-def test_the_metrics_are_those_of_trec_eval_and_scikit_learn_on_thousands_of_queries(tmp_path):
+def test_the_metrics_are_those_of_trec_eval_and_scikit_learn_on_a_thousand_queries(tmp_path):
     names = {"AP": ir_measures.AP, "RR": ir_measures.RR}
     for k in KS:
         names[f"precision@{k}"], names[f"recall@{k}"] = ir_measures.P @ k, ir_measures.R @ k
         names[f"nDCG@{k}"], names[f"hit@{k}"] = ir_measures.nDCG @ k, ir_measures.Success @ k
     compared = 0
-    for seed in range(40):
+    for seed in range(20):
         rng = random.Random(seed)
         annotations = make_annotations(rng, queries=36, images=rng.randrange(5, 130), instances=rng.choice((2, 6, 30)))
         gallery = [path for path, entry in annotations.items() if not entry["is_query"]]
@@ -46,4 +46,4 @@ def test_the_metrics_are_those_of_trec_eval_and_scikit_learn_on_thousands_of_que
         ranks = [float(row["first_rank"] or "inf") for row in rows.values()]
         median = groups["all"]["median_first_rank"]
         assert (np.inf if median is None else median) == np.median(ranks)
-    assert compared > 2000
+    assert compared > 1000
