@@ -14,6 +14,9 @@ import pytest
 from conftest import ROOT, files_below, load_plainly, run_here, run_script
 from PIL import Image
 
+from safe_loading import load_annotations
+from soir_common import save_annotations
+
 PLAIN = (dict, list, tuple, str, int, float, bool)
 
 
@@ -689,6 +692,16 @@ def test_the_file_is_an_ordinary_torch_file(tiny):
     with zipfile.ZipFile(str(tiny.path("anns.pt"))) as archive:
         (name,) = [name for name in archive.namelist() if name.endswith("/data.pkl")]
         assert len(pickle.loads(archive.read(name))) == 9
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 999, 1000, 1001, 2001])
+def test_any_number_of_entries_comes_back(tmp_path, count):
+    """They are written a thousand at a time."""
+    box = (1, 2.5, 3, 4)
+    mask = {"size": [48, 64], "counts": "caf\u00e9"}
+    entries = {f"{number}.jpg": {"bbox": [box, box], "mask": [mask, mask], "ins": number} for number in range(count)}
+    assert save_annotations(entries, str(tmp_path / "anns.pt")) == (tmp_path / "anns.pt").stat().st_size
+    assert load_plainly(tmp_path / "anns.pt") == load_annotations(str(tmp_path / "anns.pt")) == entries
 
 
 def test_keys_that_nobody_needs_may_hold_anything(tiny):
