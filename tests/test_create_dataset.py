@@ -697,7 +697,7 @@ def test_the_file_is_an_ordinary_torch_file(tiny):
 @pytest.mark.parametrize("count", [0, 1, 2, 999, 1000, 1001, 2001])
 def test_any_number_of_entries_comes_back(tmp_path, count):
     """They are written a thousand at a time."""
-    box = (1, 2.5, 3, 4)
+    box = (1, 2, 3, 4)
     mask = {"size": [48, 64], "counts": "caf\u00e9"}
     entries = {f"{number}.jpg": {"bbox": [box, box], "mask": [mask, mask], "ins": number} for number in range(count)}
     assert save_annotations(entries, str(tmp_path / "anns.pt")) == (tmp_path / "anns.pt").stat().st_size
