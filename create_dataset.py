@@ -52,9 +52,9 @@ from worker_processes import map_ordered
 COCO_KEYS = {"images", "annotations", "id", "file_name", "width", "height"}
 COCO_KEYS |= {"image_id", "category_id", "bbox", "segmentation", "num_ins"}
 
-# How long the outline of a polygon may be, in height + width of its image: pycocotools walks it in steps of a fifth of
-# a pixel, and would allocate gigabytes.
-MAX_OUTLINE = 100
+# How long the outlines of an object's polygons may be, in height + width of the image: pycocotools walks them in steps
+# of a fifth of a pixel, and would allocate gigabytes.
+MAX_OUTLINE = 20
 
 
 # -------------------------------------------------------------------------------------------------------- the two sets
@@ -404,14 +404,15 @@ def draw_polygons(polygons: list, height: int, width: int) -> dict:
     """COCO polygons -> compressed RLE of their union, as pycocotools draws them. ValueError."""
     if not polygons:
         raise ValueError("no segmentation")
+    left = MAX_OUTLINE * (height + width)
     for polygon in polygons:
         if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2:
             raise ValueError("a polygon is not [x1, y1, x2, y2, x3, y3, ...]")
         if not all(map(is_coordinate, polygon)):
             raise ValueError("a polygon is not made of numbers")
         points = np.array(polygon, dtype=float).reshape(-1, 2)
-        outline = np.abs(points - np.roll(points, 1, axis=0)).max(axis=1).sum()
-        if max(outline, np.abs(points).max()) > MAX_OUTLINE * (height + width):
+        left -= np.abs(points - np.roll(points, 1, axis=0)).max(axis=1).sum()
+        if left < 0 or np.abs(points).max() > MAX_OUTLINE * (height + width):
             raise ValueError("a polygon is far larger than the image")
     rle = coco_mask.merge(coco_mask.frPyObjects(polygons, height, width))
     return {"size": [height, width], "counts": rle["counts"].decode("ascii")}

@@ -38,7 +38,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from input_files import image_size, open_regular, read_image
-from safe_loading import load_annotations, load_plain, load_tensors
+from safe_loading import check_repeats, load_annotations, load_plain, load_tensors
 from soir_common import (
     SETS,
     SoirError,
@@ -62,11 +62,11 @@ from verify_dataset import (
     check_base_path,
     check_entries,
     fit,
-    font,
     full_path,
     mask_size,
     png_name,
     write_png,
+    write_text,
 )
 
 RANKS = (1, 5, 10, 50, 100)
@@ -148,6 +148,7 @@ def read_rankings(path: str, queries: list, gallery: list, others: set, faults: 
         raise SoirError(
             f"{path} has a ranking for none of the queries: expected paths like {queries[0]}, found {found}"
         )
+    check_repeats(path, rankings.values())
     position = {name: index for index, name in enumerate(gallery)}
     asked = set(queries)
     for name in rankings:
@@ -312,23 +313,25 @@ def rank_features(path: str, annotations: dict, queries: list, gallery: list, fa
             usable.add(name)
     for set_name in SETS:
         chosen = [i for i, p in enumerate(gallery) if annotations[p]["set"] == set_name and p in usable]
-        asking = [name for name in queries if annotations[name]["set"] == set_name]
+        asking = [name for name in queries if annotations[name]["set"] == set_name and name in usable]
         matrix = unit_rows([vectors[gallery[i]] for i in chosen], length)
         candidates = np.array(chosen, dtype=np.int64)
-        step = max(1, BLOCK // max(1, len(candidates)))
+        step = max(1, BLOCK // max(1, len(candidates), length))
         for start in range(0, len(asking), step):
             block = asking[start : start + step]
-            similarity = unit_rows([vectors[n] if n in usable else np.zeros(length) for n in block], length) @ matrix.T
+            similarity = unit_rows([vectors[name] for name in block], length) @ matrix.T
             for name, row in zip(block, similarity):
-                order = np.argsort(-row, kind="stable") if name in usable else slice(0)
-                yield name, candidates[order], None
+                yield name, candidates[np.argsort(-row, kind="stable")], None
+    for name in queries:
+        if name not in usable:
+            yield name, np.zeros(0, dtype=np.int64), None
 
 
 def unit_rows(vectors: list, length: int) -> np.ndarray:
     """Vectors -> float32 [vectors, length], each of length 1, or 0 as before."""
     matrix = np.array(vectors, dtype=np.float32).reshape(-1, length)
     squares = np.einsum("ij,ij->i", matrix, matrix, dtype=np.float64)  # those of float32 may be beyond it
-    return (matrix / np.sqrt(np.where(squares > 0, squares, 1))[:, None]).astype(np.float32)
+    return np.divide(matrix, np.sqrt(np.where(squares > 0, squares, 1))[:, None], out=matrix, casting="same_kind")
 
 
 # ----------------------------------------------------------------------------------------------------------- evaluation
@@ -484,7 +487,7 @@ def draw_worst(scores: list, count: int, annotations: dict, gallery: list, base_
     shown = 0
     for number, row in enumerate(worst):
         title = f"{row['set']}, instance {row['instance']}, AP {row['AP']:.3f}: {row['path'][-60:]}"
-        draw.text((MARGIN, number * line + MARGIN), title, fill=(255, 255, 255), font=font(16))
+        write_text(draw, (MARGIN, number * line + MARGIN), title, 16)
         paths = [row["path"]] + [gallery[index] if index >= 0 else None for index in row["top"]]
         for column, path in enumerate(paths):
             entry = annotations.get(path)
@@ -505,7 +508,7 @@ def draw_worst(scores: list, count: int, annotations: dict, gallery: list, base_
             draw.rectangle(corner, outline=colour, width=3)
             label = f"{column}: {'right' if right else 'wrong'}" if column else "query"
             label += "" if image or not path else ", cannot be read"
-            draw.text((x + 2, number * line + 36 + TILE_HEIGHT), label, fill=(200, 200, 200), font=font(11))
+            write_text(draw, (x + 2, number * line + 36 + TILE_HEIGHT), label, 11)
     if not shown:
         raise SoirError(f"no image of the preview can be read, {worst[0]['path']} for one: where are they? --base-path")
     return picture

@@ -11,7 +11,7 @@ import os
 import pickle
 import re
 import zipfile
-from typing import Any, Callable
+from typing import Any, Callable, Iterable
 
 import numpy as np
 
@@ -24,7 +24,34 @@ def load_annotations(path: str) -> dict:
     annotations = load_plain(path)
     if type(annotations) is not dict:
         raise SoirError(f"{path} holds a {type(annotations).__name__}: expected a dict, image path -> entry")
+    check_repeats(path, (values for entry in annotations.values() for values in _long_values(entry)))
     return annotations
+
+
+def _long_values(entry):
+    """The lists of an entry, and the run lengths of its masks, which may be anything."""
+    if isinstance(entry, dict):
+        masks = entry.get("mask")
+        yield masks
+        yield entry.get("bbox")
+        yield entry.get("ins")
+        yield entry.get("num_ins")
+        for mask in masks if isinstance(masks, list) else (masks,):
+            if isinstance(mask, dict):
+                yield mask.get("counts")
+
+
+def check_repeats(path: str, values: Iterable) -> None:
+    """Raise SoirError if lists or texts that a file holds add up to ten times its size.
+
+    In a pickle, one list of a million boxes can stand for the boxes of each of a million images.
+    """
+    left = 10 * os.path.getsize(path) + 1000
+    for value in values:
+        if isinstance(value, (list, tuple, str, bytes)):
+            left -= len(value)
+            if left < 0:
+                raise SoirError(f"{path} repeats its contents until they are over ten times as large as it is")
 
 
 def load_plain(path: str) -> Any:

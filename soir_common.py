@@ -17,6 +17,7 @@ import signal
 import socket
 import stat
 import sys
+import warnings
 import zipfile
 from contextlib import contextmanager, suppress
 from itertools import islice
@@ -326,7 +327,9 @@ def exit_status() -> Iterator[None]:
         getattr(sys, name).reconfigure(errors="backslashreplace")
     try:
         try:
-            yield
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of Pillow and NumPy, on what is odd in a file
+                yield
         finally:
             sys.stdout.flush()
     except KeyboardInterrupt:

@@ -55,7 +55,7 @@ CHECKS = {
     "field-type": ("error", "a field is of the wrong type"),
     "set-unknown": ("error", "the set is not a known one"),
     "split-unknown": ("error", "the split is none of train, val, test"),
-    "id-type": ("error", "an instance id is no integer from 0 up"),
+    "id-type": ("error", "an instance id is no integer from 0 to 2^63 - 1"),
     "length-mismatch": ("error", "not one box, id and mask an object"),
     "box-malformed": ("error", "a box is not four numbers (x1, y1, x2, y2)"),
     "box-not-finite": ("error", "a box is not finite"),
@@ -191,7 +191,7 @@ def check_objects(path: str, entry: dict, findings: Findings) -> None:
 
 def check_ids(path: str, ids: list, findings: Findings) -> None:
     for number in ids:
-        if type(number) is not int or number < 0:
+        if type(number) is not int or not 0 <= number < 2**63:
             findings.add("id-type", path, found(number))
 
 
@@ -441,10 +441,8 @@ def full_path(path: str, base_path: str | None) -> str | None:
     """Where an image lies on the disk; None if that is outside of the base path, if one was given."""
     if base_path is None:
         return path
-    full = os.path.normpath(os.path.join(base_path, path))
-    base = os.path.join(os.path.normpath(base_path), "")
-    if base == os.path.join(".", ""):  # normpath leaves it out of what lies in it
-        return None if os.path.isabs(full) or full.split(os.sep)[0] == os.pardir else full
+    base = os.path.join(os.path.abspath(base_path), "")
+    full = os.path.normpath(os.path.join(base, path))
     return full if full.startswith(base) else None
 
 
@@ -632,11 +630,11 @@ def draw_preview(entries: dict, base_path: str | None, count: int) -> Image.Imag
     picture = Image.new("RGB", (width, len(rows) * line), (32, 32, 32))
     draw = ImageDraw.Draw(picture)
     for number, (title, tiles) in enumerate(rows):
-        draw.text((MARGIN, number * line + MARGIN), title, fill=(255, 255, 255), font=font(16))
+        write_text(draw, (MARGIN, number * line + MARGIN), title, 16)
         for column, (label, tile) in enumerate(tiles):
             x = MARGIN + column * (TILE_WIDTH + MARGIN)
             picture.paste(tile, (x, number * line + 32))
-            draw.text((x + 2, number * line + 34 + TILE_HEIGHT), label, fill=(200, 200, 200), font=font(11))
+            write_text(draw, (x + 2, number * line + 34 + TILE_HEIGHT), label, 11)
     return picture
 
 
@@ -732,11 +730,12 @@ def write_png(path: str, picture: Image.Image) -> None:
     write_whole(path, buffer.getbuffer())
 
 
-def font(size: int):
+def write_text(draw: ImageDraw.ImageDraw, corner: tuple, text: str, size: int) -> None:
     try:
-        return ImageFont.load_default(size)
-    except TypeError:  # Pillow before 10.1 has one size only
-        return ImageFont.load_default()
+        font = ImageFont.load_default(size)
+    except TypeError:  # Pillow before 10.1 has one size only, and Latin letters
+        font, text = ImageFont.load_default(), text.encode("latin-1", "replace").decode("latin-1")
+    draw.text(corner, text, fill=(230, 230, 230), font=font)
 
 
 # -------------------------------------------------------------------------------------------------------------- script

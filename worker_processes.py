@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 import time
+import warnings
 from contextlib import contextmanager
 from functools import partial
 from multiprocessing import Pipe, Process, active_children, get_start_method
@@ -115,6 +116,7 @@ def _work(function, pipe, starter):
         os._exit(2)  # it was killed before we came this far
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    warnings.simplefilter("ignore")  # of Pillow, on what is odd in a file
 
     def watch():
         while os.getppid() == parent:

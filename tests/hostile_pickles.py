@@ -41,6 +41,45 @@ def memo_as_key(value):
     return b"\x80\x02}X\x01\x00\x00\x00a" + value + b"sh\x01K\x01s."
 
 
+def frame_in_argument(hidden):
+    """What C's unpickler would find behind a frame, while it is within a text."""
+    text = b"X" + (3 + len(hidden)).to_bytes(4, "little")[:3]
+    return b"\x80\x04\x95" + len(text).to_bytes(8, "little") + text + b"\x00" * 4 + hidden + b"."
+
+
+def repeated_text(times):
+    """A text of a megabyte, turned into bytes again and again."""
+    text = b"X\x40\x42\x0f\x00" + b"a" * 1_000_000
+    once = b"c_codecs\nencode\nq\x00" + text + b"q\x01X\x06\x00\x00\x00latin1q\x02\x86R"
+    return b"N" + once + b"".join(b"K%bh\x00h\x01h\x02\x86R" % bytes([i % 256]) for i in range(times))
+
+
+def repeated_array(times):
+    data = b"B\x40\x42\x0f\x00" + b"a" * 1_000_000
+    dtype = b"cnumpy\ndtype\nX\x02\x00\x00\x00u1K\x00K\x01\x87Rq\x00"
+    array = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R"
+    state = b"(K\x01J\x40\x42\x0f\x00\x85h\x00\x89h\x01tb"
+    return (
+        b"N"
+        + dtype
+        + b"K\x00"
+        + data
+        + b"q\x01"
+        + b"".join(b"M%b" % i.to_bytes(2, "little") + array + state for i in range(times))
+    )
+
+
+def tensor_pickle(path, shape, strides, offset=0, code=b"ctorch\nFloatStorage\n", data=b"\x00" * 40):
+    """A file of a tensor, as a dict "a" -> tensor, whose arguments may be anything."""
+    numbers = [pickle.dumps(list(values), 2)[2:-1].replace(b"q\x00", b"") for values in (shape, strides)]
+    storage = b"(X\x07\x00\x00\x00storage" + code + b"X\x01\x00\x00\x000X\x03\x00\x00\x00cpuK\x0atQ"
+    start = pickle.dumps(offset, 2)[2:-1]
+    tensor = b"ctorch._utils\n_rebuild_tensor_v2\n(" + storage + start + b"".join(numbers) + b"\x89}tR"
+    zip_pickle(path, b"\x80\x02}X\x01\x00\x00\x00a" + tensor + b"s.")
+    with zipfile.ZipFile(str(path), "a") as archive:
+        archive.writestr("archive/data/0", data)
+
+
 def shared(first, pair):
     """Opcodes of 60 pairs, each one of which holds the one before twice."""
     steps = (b"h" + bytes([i]) + pair + b"q" + bytes([i + 1]) for i in range(60))
@@ -110,6 +149,13 @@ def hostile_pickles(marker):
         "key that was a state of dtype": memo_as_key(
             b"cnumpy\ndtype\nX\x02\x00\x00\x00f8\x85RK\x03X\x01\x00\x00\x00<)\x87q\x01b"
         ),
+        "frame that ends within an argument": frame_in_argument(b"})" + b"\x85" * 10**6 + b"K\x01s."),
+        "memo index behind a frame": frame_in_argument(b"}r\x00\x00\x00\x10."),
+        "one text a thousand times": b"\x80\x02}(" + repeated_text(2000) + b"u.",
+        "one array a thousand times": b"\x80\x02}(" + repeated_array(1000) + b"u.",
+        "many integers of 80 bits": b"\x80\x02}("
+        + b"".join(b"\x8a\x0a%b\x01N" % bytes([i & 255, i >> 8] + [0] * 7) for i in range(2000))
+        + b"u.",
         "array of 10^8 rows without values": pickle.dumps(np.zeros((3, 0)), 2).replace(
             b"K\x03K\x00", b"J\x00\xe1\xf5\x05K\x00"
         ),

@@ -1,15 +1,17 @@
 """Values that are plain, so that they load, and are made to be trouble: too deep, too large, too many, too long."""
 
 import json
+import os
 import struct
 import warnings
+import zipfile
 import zlib
 
 import numpy as np
 import pytest
 import torch
 from conftest import load_plainly, needs_proc, run_here
-from hostile_pickles import dict_opcodes, hostile_values, zip_pickle
+from hostile_pickles import dict_opcodes, hostile_values, tensor_pickle, zip_pickle
 from PIL import Image
 from run_fork import Fork
 from test_hostile_files import own_memory
@@ -84,24 +86,48 @@ def test_rankings_and_features_that_are_too_large_to_look_at_are_faults(base, na
 
 @needs_proc
 def test_more_issues_than_fit_into_memory_are_counted(tmp_path):
-    ids = [None] * 100_000
-    entries = {f"{number}.jpg": {**PHOTOGRAPH, "bbox": [], "ins": ids} for number in range(30)}
+    entries = {f"{number}.jpg": {**PHOTOGRAPH, "bbox": [], "ins": [None] * 100_000} for number in range(30)}
     torch.save(entries, str(tmp_path / "anns.pt"))
     status, stdout, _ = run_bounded("verify_dataset.py", "--ann-file", tmp_path / "anns.pt", "--skip-paths")
     assert status == 1
-    assert "error id-type: an instance id is no integer from 0 up: 3,000,000" in stdout
+    assert "error id-type: an instance id is no integer from 0 to 2^63 - 1: 3,000,000" in stdout
 
 
 @needs_proc
 def test_more_unknown_paths_than_fit_into_memory_are_counted(tmp_path):
     queries = [f"{number}.jpg" for number in range(40)]
     torch.save({**dict.fromkeys(queries, QUERY), "photograph.jpg": PHOTOGRAPH}, str(tmp_path / "anns.pt"))
-    torch.save(dict.fromkeys(queries, [None] * 50_000), str(tmp_path / "rankings.pt"))
+    torch.save({query: [None] * 50_000 for query in queries}, str(tmp_path / "rankings.pt"))
     args = ("--ann-file", tmp_path / "anns.pt", "--rankings", tmp_path / "rankings.pt")
     status, stdout, _ = run_bounded("evaluate_retrieval.py", *args, memory=200 * 2**20)
     assert status == 1
     assert "40 x query that ranks a path that is no gallery image here" in stdout
     assert " and 49,999 more" in stdout
+
+
+def test_a_file_whose_lists_stand_for_many_is_refused(base):
+    boxes, masks, ids = [(0, 0, 64, 48)] * 5000, [RLE] * 5000, [3] * 5000
+    photograph = {**PHOTOGRAPH, "set": "OWID", "bbox": boxes, "mask": masks, "ins": ids}
+    text = {**QUERY, "set": "OWID", "mask": {"size": [48, 64], "counts": "1" * 100_000}}
+    for entry in (photograph, text):
+        torch.save(dict.fromkeys(map(str, range(200)), entry), str(base / "anns.pt"))
+        done = run_here("verify_dataset.py", "--ann-file", base / "anns.pt")
+        assert (done.returncode, done.stdout) == (2, "")
+        assert "over ten times as large as it is" in done.stderr
+    anns = save(base)
+    queries = {f"{number}.jpg": ["photograph.jpg"] * 10_000 for number in range(1)}
+    queries.update(dict.fromkeys(map(str, range(1000)), queries["0.jpg"]), **{"query.jpg": queries["0.jpg"]})
+    torch.save(queries, str(base / "rankings.pt"))
+    done = run_here("evaluate_retrieval.py", "--ann-file", anns, "--rankings", base / "rankings.pt")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "over ten times as large as it is" in done.stderr
+
+
+@pytest.mark.parametrize("number", [2**63, 2**2000, -1])
+def test_an_id_beyond_64_bits_is_an_error(base, number):
+    done = run_here("verify_dataset.py", "--ann-file", save(base, {"ins": number}), "--skip-paths")
+    assert done.returncode == 1
+    assert "error id-type" in done.stdout
 
 
 # --------------------------------------------------------------------------------------------------------------- masks
@@ -135,11 +161,12 @@ def test_a_mask_of_noise_is_skipped_before_it_takes_gigabytes(tiny):
     assert "1 x query whose image or mask cannot be read" in stdout
 
 
-@pytest.mark.parametrize("factor, usable", [(90, True), (110, False)])
-def test_a_polygon_may_be_a_hundred_times_as_long_as_the_image_is_high_and_wide(tiny, factor, usable):
-    far = factor * (48 + 64) / 2 - 60
-    polygon = [10, 10, far, 10, far, 40, 10, 40]  # about twice as long as it is far
-    tiny.train["annotations"][0]["segmentation"] = [polygon]
+@pytest.mark.parametrize("factor, usable", [(18, True), (22, False)])
+@pytest.mark.parametrize("count", [1, 10])
+def test_polygons_may_be_twenty_times_as_long_as_the_image_is_high_and_wide(tiny, factor, usable, count):
+    far = factor * (48 + 64) / 2 / count
+    polygon = [0, 10, far, 10, far, 11, 0, 11]  # about twice as long as it is far
+    tiny.train["annotations"][0]["segmentation"] = [polygon] * count
     tiny.write_json()
     done, _ = tiny.create()
     assert done.returncode == 0
@@ -238,6 +265,20 @@ def test_names_in_a_list_may_be_of_any_digits(base):
     assert "1 x listed image that is not there" in done.stdout
 
 
+@pytest.mark.parametrize("base_path", ["..", ".", "../inner", "absolute"])
+def test_a_path_that_climbs_out_of_the_base_path_is_not_read(base, monkeypatch, base_path):
+    anns = save(base)
+    entries = load_plainly(anns)
+    inner = base / "outer" / "inner"
+    inner.mkdir(parents=True)
+    monkeypatch.chdir(inner)
+    root = str(base / "outer") if base_path == "absolute" else base_path
+    up = os.path.relpath(str(base / "query.jpg"), root)
+    torch.save({up: entries["query.jpg"], "photograph.jpg": entries["photograph.jpg"]}, str(anns))
+    done = run_here("verify_dataset.py", "--ann-file", anns, "--base-path", root)
+    assert f"error path-outside: the path leads out of --base-path: 1\n  {up}" in done.stdout
+
+
 @pytest.mark.parametrize("name", ["\ud800.jpg", "a\0.jpg", "x" * 5000, "/" * 5000, "\n", "../query.jpg"])
 def test_a_path_of_any_characters_is_an_error_like_any_other(base, name):
     torch.save({name: QUERY, "photograph.jpg": PHOTOGRAPH}, str(base / "anns.pt"))
@@ -246,12 +287,34 @@ def test_a_path_of_any_characters_is_an_error_like_any_other(base, name):
     assert "error path-" in done.stdout
 
 
+def test_a_preview_has_names_of_any_letters(base):
+    for old, new in (("query.jpg", "\u65e5\u672c.jpg"), ("photograph.jpg", "\U0001f600.jpg")):
+        (base / old).rename(base / new)
+    entries = {"\u65e5\u672c.jpg": QUERY, "\U0001f600.jpg": PHOTOGRAPH}
+    torch.save(entries, str(base / "anns.pt"))
+    args = ("--ann-file", base / "anns.pt", "--base-path", base, "--preview", base / "preview.png")
+    assert run_here("verify_dataset.py", *args).returncode == 0
+    assert (base / "preview.png").exists()
+
+
 def png_claiming(width, height):
     def chunk(kind, data):
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0))
     return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+
+
+def test_what_pillow_warns_of_is_not_heard(base):
+    palette = Image.new("P", (64, 48))
+    palette.putpalette([number % 256 for number in range(768)])
+    palette.save(str(base / "query.jpg"), format="PNG", transparency=b"\x00\x80\xff\x10")
+    args = ("--ann-file", save(base), "--base-path", base, "--preview", base / "preview.png")
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("always")
+        done = run_here("verify_dataset.py", *args)
+    assert not heard
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_images_that_claim_to_be_large_are_refused_without_a_warning(base):
@@ -314,6 +377,101 @@ def test_tensors_of_every_type_and_view_are_read_as_torch_reads_them(tmp_path, d
     for array in (read["a"], read["b"][0]):
         assert array.shape == tuple(tensor.shape)
         assert array.tolist() == tensor.tolist()
+
+
+OUT_OF_STORAGE = {
+    "an empty storage": ((50_000_000,), (1,), 0, b""),
+    "one number too many": ((11,), (1,), 0, b"0" * 40),
+    "an offset behind the end": ((1,), (1,), 10, b"0" * 40),
+    "a stride of 2^60": ((5,), (2**60,), 0, b"0" * 40),
+    "a negative shape": ((-1,), (1,), 2, b"0" * 40),
+    "a negative stride": ((2,), (-1,), 0, b"0" * 40),
+    "a negative offset": ((1,), (1,), -1, b"0" * 40),
+    "other dimensions than strides": ((1, 1), (1,), 0, b"0" * 40),
+    "half a number": ((1,), (1,), 0, b"0" * 3),
+}
+
+
+@pytest.mark.parametrize("name", OUT_OF_STORAGE)
+def test_a_tensor_that_reaches_out_of_its_storage_is_refused(base, name):
+    anns = save(base)
+    shape, strides, offset, data = OUT_OF_STORAGE[name]
+    tensor_pickle(base / "features.pt", (10,), (1,), 0)
+    done = run_here("evaluate_retrieval.py", "--ann-file", anns, "--features", base / "features.pt")
+    assert "has a feature for none of the images" in done.stderr  # it was read
+    tensor_pickle(base / "features.pt", shape, strides, offset, data=data)
+    done = run_here("evaluate_retrieval.py", "--ann-file", anns, "--features", base / "features.pt")
+    assert done.returncode == 2
+    assert "was not loaded" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "code", [b"X\x01\x00\x00\x00O", b"X\x03\x00\x00\x001f4", b"X\x02\x00\x00\x00V8", b"N", b"cnumpy\nndarray\n"]
+)
+def test_a_storage_of_objects_is_refused(base, code):
+    anns = save(base)
+    tensor_pickle(base / "features.pt", (1,), (1,), code=code)
+    done = run_here("evaluate_retrieval.py", "--ann-file", anns, "--features", base / "features.pt")
+    assert done.returncode == 2
+    assert "was not loaded" in done.stderr
+
+
+@needs_proc
+def test_a_record_of_the_archive_that_unpacks_to_gigabytes_is_refused(base):
+    anns = save(base)
+    tensor_pickle(base / "features.pt", (1,), (1,))
+    with zipfile.ZipFile(str(base / "features.pt"), "a", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/byteorder", b"0" * 500_000_000)
+    status, _, stderr = run_bounded("evaluate_retrieval.py", "--ann-file", anns, "--features", base / "features.pt")
+    assert status == 2
+    assert "is compressed, which torch never does" in stderr
+
+
+@needs_proc
+def test_queries_without_a_feature_take_no_memory(tmp_path):
+    queries = [f"{number}.jpg" for number in range(3000)]
+    torch.save({**dict.fromkeys(queries, QUERY), "photograph.jpg": PHOTOGRAPH}, str(tmp_path / "anns.pt"))
+    torch.save({"photograph.jpg": torch.ones(250_000)}, str(tmp_path / "features.pt"))
+    args = ("--ann-file", tmp_path / "anns.pt", "--features", tmp_path / "features.pt")
+    status, stdout, _ = run_bounded("evaluate_retrieval.py", *args, memory=200 * 2**20)
+    assert status == 1
+    assert "3,000 x query without a feature, scored 0" in stdout
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        [("photograph.jpg", 0.5)],
+        (("photograph.jpg", 0.5, (1, 2, 3, 4)),),
+        [("photograph.jpg", np.float64(0.5), (1.5, 2, np.int64(3), 4))],
+        (np.str_("photograph.jpg"),),
+    ],
+)
+@pytest.mark.parametrize("protocol", [2, 3, 4])
+def test_tuples_and_numpy_values_of_rankings_load(base, value, protocol):
+    anns = save(base)
+    torch.save({np.str_("query.jpg"): value}, str(base / "rankings.pt"), pickle_protocol=protocol)
+    done = run_here("evaluate_retrieval.py", "--ann-file", anns, "--rankings", base / "rankings.pt")
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4])
+def test_values_of_numpy_and_tuples_load_as_lists(tmp_path, protocol):
+    from safe_loading import load_plain
+
+    content = {
+        "whole": ((1, 2, 3, 4), (1,), (), (70_000, 2**31 - 1)),
+        "mixed": [(1.5, 2), ("a", (None, True)), ((1, 2),), (1, 2, 3, 4, "five")],
+        "arrays": [np.zeros((0, 4)), np.arange(12).reshape(3, 4), np.asfortranarray(np.eye(2)), np.array(["a", "bc"])],
+        "numbers": [np.float32(0.5), np.int8(-3), np.bool_(True), np.str_("text"), 10**400],
+    }
+    torch.save(content, str(tmp_path / "values.pt"), pickle_protocol=protocol)
+    assert load_plain(str(tmp_path / "values.pt")) == {
+        "whole": [(1, 2, 3, 4), (1,), (), (70_000, 2**31 - 1)],
+        "mixed": [[1.5, 2], ["a", [None, True]], [(1, 2)], [1, 2, 3, 4, "five"]],
+        "arrays": [[], [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]], [[1, 0], [0, 1]], ["a", "bc"]],
+        "numbers": [0.5, -3, True, "text", 10**400],
+    }
 
 
 def test_two_features_of_an_image_are_a_fault(base):

@@ -147,6 +147,7 @@ def test_the_figures_of_bad_input_are_those_of_the_tests():
         hostile_values(),
         test_hostile_values.BOXES,
         test_hostile_values.TENSORS,
+        test_hostile_values.OUT_OF_STORAGE,
         test_faults.FAULTS,
     )
     properties = [test for test in vars(test_masks).values() if hasattr(test, "hypothesis")]
