@@ -233,7 +233,8 @@ def encode_mask(foreground: np.ndarray, corner: tuple, size: tuple) -> tuple[dic
     differs = np.empty((h + 1, w), dtype=bool)  # from the pixel above; above and below the rectangle is background
     differs[0], differs[-1] = foreground[0], foreground[-1]
     np.not_equal(foreground[1:], foreground[:-1], out=differs[1:-1])
-    if np.count_nonzero(differs) > MAX_COUNTS // 7:  # a run takes up to 7 characters
+    most = MAX_COUNTS // 7  # runs; each takes up to 7 characters
+    if differs.size > most and np.count_nonzero(differs) > most:
         raise OSError("far too many runs for a mask")
     flat = np.flatnonzero(differs)
     if not flat.size:

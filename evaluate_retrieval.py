@@ -148,7 +148,7 @@ def read_rankings(path: str, queries: list, gallery: list, others: set, faults: 
         raise SoirError(
             f"{path} has a ranking for none of the queries: expected paths like {queries[0]}, found {found}"
         )
-    check_repeats(path, rankings.values())
+    check_repeats(path, (len(ranking) for ranking in rankings.values() if isinstance(ranking, (list, tuple))))
     position = {name: index for index, name in enumerate(gallery)}
     asked = set(queries)
     for name in rankings:

@@ -24,34 +24,35 @@ def load_annotations(path: str) -> dict:
     annotations = load_plain(path)
     if type(annotations) is not dict:
         raise SoirError(f"{path} holds a {type(annotations).__name__}: expected a dict, image path -> entry")
-    check_repeats(path, (values for entry in annotations.values() for values in _long_values(entry)))
+    check_repeats(path, map(_entry_size, annotations.values()))
     return annotations
 
 
-def _long_values(entry):
-    """The lists of an entry, and the run lengths of its masks, which may be anything."""
-    if isinstance(entry, dict):
-        masks = entry.get("mask")
-        yield masks
-        yield entry.get("bbox")
-        yield entry.get("ins")
-        yield entry.get("num_ins")
-        for mask in masks if isinstance(masks, list) else (masks,):
-            if isinstance(mask, dict):
-                yield mask.get("counts")
+def _entry_size(entry):
+    """The lengths of the lists of an entry, which may be anything, and of the counts of its masks."""
+    if type(entry) is not dict:
+        return 0
+    masks, size = entry.get("mask"), 0
+    for value in (masks, entry.get("bbox"), entry.get("ins"), entry.get("num_ins")):
+        if isinstance(value, (list, tuple)):
+            size += len(value)
+    for mask in masks if isinstance(masks, (list, tuple)) else (masks,):
+        counts = mask.get("counts") if isinstance(mask, dict) else None
+        if isinstance(counts, (str, bytes, list)):
+            size += len(counts)
+    return size
 
 
-def check_repeats(path: str, values: Iterable) -> None:
-    """Raise SoirError if lists or texts that a file holds add up to ten times its size.
+def check_repeats(path: str, sizes: Iterable[int]) -> None:
+    """Raise SoirError if the sizes of the lists and texts that a file holds add up to ten times its own.
 
     In a pickle, one list of a million boxes can stand for the boxes of each of a million images.
     """
     left = 10 * os.path.getsize(path) + 1000
-    for value in values:
-        if isinstance(value, (list, tuple, str, bytes)):
-            left -= len(value)
-            if left < 0:
-                raise SoirError(f"{path} repeats its contents until they are over ten times as large as it is")
+    for size in sizes:
+        left -= size
+        if left < 0:
+            raise SoirError(f"{path} repeats its contents until they are over ten times as large as it is")
 
 
 def load_plain(path: str) -> Any:

@@ -18,7 +18,6 @@ import socket
 import stat
 import sys
 import warnings
-import zipfile
 from contextlib import contextmanager, suppress
 from itertools import islice
 from typing import Any, BinaryIO, Callable, Iterator
@@ -213,6 +212,8 @@ def save_annotations(annotations: dict, path: str) -> int:
 
 
 def _write_archive(annotations, file):
+    import zipfile  # here, not above: --help has no need of it, and it takes 10 ms
+
     with zipfile.ZipFile(file, "w") as archive:
         with archive.open(zipfile.ZipInfo("archive/data.pkl"), "w", force_zip64=True) as output:
             output.write(b"\x80\x02}")  # protocol 2, a dict
@@ -290,17 +291,21 @@ def decode_counts(strings: list) -> tuple[np.ndarray, np.ndarray]:
     malformed = np.zeros(len(strings), dtype=bool)
     malformed[owner[(digits > 7) | (code[last] > 31)]] = True  # over 35 bits, or cut short
     malformed[np.searchsorted(stops, np.flatnonzero(code > 63), side="right")] = True
-    keep = ~malformed[owner]
-    values, owner = values[keep], owner[keep]
+    if malformed.any():
+        keep = ~malformed[owner]
+        values, owner = values[keep], owner[keep]
 
     lengths = np.bincount(owner, minlength=len(strings))
     ends = np.cumsum(lengths)
-    starts = np.repeat(ends - lengths, lengths)
-    index = np.arange(values.size) - starts
-    runs = values.copy()
-    for chain in (index % 2 == 1, (index % 2 == 0) & (index > 0)):  # the differences run along every other number
-        total = np.concatenate(([0], np.cumsum(np.where(chain, values, 0))))
-        runs[chain] = (total[1:] - total[starts])[chain]
+    starts = ends - lengths
+    odd = (np.arange(values.size) - np.repeat(starts, lengths)) % 2 == 1
+    runs = np.empty_like(values)
+    for chain, step in ((odd, 0), (~odd, 1)):  # the differences run along every other number, but for the first
+        total = np.concatenate(([0], np.cumsum(values * chain)))
+        base = total[np.minimum(starts + step, values.size)]
+        np.copyto(runs, total[1:] - np.repeat(base, lengths), where=chain)
+    firsts = starts[lengths > 0]
+    runs[firsts] = values[firsts]
     return runs, ends
 
 
