@@ -20,7 +20,7 @@ import sys
 import warnings
 from contextlib import contextmanager, suppress
 from itertools import islice
-from typing import Any, BinaryIO, Callable, Iterator
+from typing import Any, BinaryIO, Callable, Iterable, Iterator
 
 import numpy as np
 
@@ -371,6 +371,13 @@ def positive(text: str) -> int:
     if not re.fullmatch("[0-9]{1,6}", text) or int(text) == 0:
         raise argparse.ArgumentTypeError(f"expected a number from 1 up, found {text}")
     return int(text)
+
+
+def progress_bar(title: str, items: Iterable | None = None, total: int | None = None) -> Any:
+    """A progress bar of tqdm, on a terminal only."""
+    from tqdm import tqdm  # here, not above: --help has no need of it, and it takes 30 ms
+
+    return tqdm(items, desc=title, total=total, disable=None)
 
 
 def print_skipped(skipped: dict, title: str = "skipped") -> None:

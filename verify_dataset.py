@@ -22,7 +22,6 @@ from typing import Any, Iterator
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
-from tqdm import tqdm
 
 from input_files import MAX_PIXELS, image_size, read_image
 from safe_loading import load_annotations
@@ -38,6 +37,7 @@ from soir_common import (
     exit_status,
     positive,
     printable,
+    progress_bar,
     shorten,
     whole_file,
     write_whole,
@@ -123,7 +123,7 @@ class Findings:
 def check_entries(annotations: dict, findings: Findings) -> dict:
     """Check the fields and boxes of every entry. Returns the entries whose fields can be relied on: path -> entry."""
     sound = {}
-    for path, entry in tqdm(annotations.items(), desc="entries", disable=None):
+    for path, entry in progress_bar("entries", annotations.items()):
         if type(path) is not str or not path or not isinstance(entry, dict):
             findings.add("entry-type", path, f"found {type(entry).__name__}")
             continue
@@ -233,7 +233,7 @@ def check_masks(entries: dict, sample: int | None, findings: Findings) -> dict:
     if sample is not None and sample < len(masks):
         masks = random.Random(0).sample(masks, sample)
     sizes: dict[str, tuple | None] = {}
-    with tqdm(total=len(masks), desc="masks", disable=None) as progress:
+    with progress_bar("masks", total=len(masks)) as progress:
         for start in range(0, len(masks), CHUNK):
             chunk: list[tuple] = []
             length = 0
@@ -401,7 +401,7 @@ def list_mask_box(counts: list, height: int, width: int, row_major: bool) -> tup
 def check_paths(annotations: dict, base_path: str | None, mask_sizes: dict, findings: Findings) -> dict:
     """Check that every path is an image, by its header, of the size of its masks. Returns the sizes: path -> (h, w)."""
     sizes = {}
-    for path in tqdm(annotations, desc="images", disable=None):
+    for path in progress_bar("images", annotations):
         if type(path) is not str or not path:
             continue
         full = full_path(path, base_path)

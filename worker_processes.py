@@ -13,9 +13,7 @@ from multiprocessing import Pipe, Process, active_children, get_start_method
 from multiprocessing.connection import wait
 from typing import Callable, Iterator
 
-from tqdm import tqdm
-
-from soir_common import SoirError
+from soir_common import SoirError, progress_bar
 
 # Items that a worker gets at a time: enough to hide the cost of handing them over (0.2 ms; a mask of OWID takes
 # 0.4 ms), few enough that the last ones do not keep one worker busy alone (a mask of RoboTools takes 15 ms).
@@ -30,7 +28,7 @@ def map_ordered(function: Callable, items: list, workers: int, title: str) -> It
     Raises SoirError if a worker process dies.
     """
     batches = [items[start : start + BATCH] for start in range(0, len(items), BATCH)]
-    with tqdm(total=len(items), desc=title, disable=None) as progress:
+    with progress_bar(title, total=len(items)) as progress:
         for results in _map_batches(partial(_map_batch, function), batches, workers):
             yield from results
             progress.update(len(results))
