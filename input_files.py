@@ -5,6 +5,7 @@ from input_files import image_names, read_image
 
 from __future__ import annotations
 
+import functools
 import io
 import os
 import re
@@ -136,6 +137,7 @@ def image_names(folder: str) -> list[str]:
     return sorted(images, key=natural_key)
 
 
+@functools.lru_cache(maxsize=10_000)  # every folder of OWID has the same names: 20 us less for each of its masks
 def natural_key(name: str) -> tuple[list, str]:
     """Sort key by which 2 comes before 10."""
     parts = re.split("([0-9]+)", name)
