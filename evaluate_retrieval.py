@@ -37,6 +37,17 @@ from typing import Any, Iterable, Iterator
 import numpy as np
 from PIL import Image, ImageDraw
 
+from drawing import (
+    GALLERY_COLOUR,
+    MARGIN,
+    QUERY_COLOUR,
+    TILE_HEIGHT,
+    TILE_WIDTH,
+    fit,
+    png_name,
+    write_png,
+    write_text,
+)
 from input_files import image_size, open_regular, read_image
 from safe_loading import check_repeats, load_annotations, load_plain, load_tensors
 from soir_common import (
@@ -52,22 +63,7 @@ from soir_common import (
     shorten,
     write_whole,
 )
-from verify_dataset import (
-    GALLERY_COLOUR,
-    MARGIN,
-    QUERY_COLOUR,
-    TILE_HEIGHT,
-    TILE_WIDTH,
-    Findings,
-    check_base_path,
-    check_entries,
-    fit,
-    full_path,
-    mask_size,
-    png_name,
-    write_png,
-    write_text,
-)
+from verify_dataset import Findings, check_base_path, check_entries, full_path, mask_size
 
 RANKS = (1, 5, 10, 50, 100)
 SIZES = (("below 0.5 %", 0.5), ("0.5 to 1 %", 1), ("1 to 2 %", 2), ("above 2 %", math.inf))

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import gc
-import io
 import json
 import os
 import random
@@ -21,8 +20,19 @@ from collections import Counter, defaultdict
 from typing import Any, Iterator
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
+from drawing import (
+    GALLERY_COLOUR,
+    MARGIN,
+    QUERY_COLOUR,
+    TILE_HEIGHT,
+    TILE_WIDTH,
+    fit,
+    png_name,
+    write_png,
+    write_text,
+)
 from input_files import MAX_PIXELS, image_size, read_image
 from safe_loading import load_annotations
 from soir_common import (
@@ -40,7 +50,6 @@ from soir_common import (
     progress_bar,
     shorten,
     whole_file,
-    write_whole,
 )
 
 # Every check: whether it finds errors or warnings, and what it finds. The names are stable, for whoever reads the JSON.
@@ -597,9 +606,6 @@ def make_report(ann_file: str, passed: bool, findings: Findings, figures: dict) 
 
 # ------------------------------------------------------------------------------------------------------------- preview
 
-TILE_WIDTH, TILE_HEIGHT, MARGIN = 320, 240, 8
-QUERY_COLOUR, MASK_COLOUR, GALLERY_COLOUR = (0, 255, 255), (255, 0, 255), (64, 255, 64)
-
 
 def draw_preview(entries: dict, base_path: str | None, count: int) -> Image.Image | None:
     """One picture, a row an instance: a query with mask and box, then gallery images that show it, each with a zoom.
@@ -664,13 +670,13 @@ def gallery_tiles(path: str, entry: dict, instance: int, base_path: str | None) 
     area = (centre[0] - half, centre[1] - half * 0.75, centre[0] + half, centre[1] + half * 0.75)
     limits = image.size * 2  # a crop that reaches far out of the image would be large, however small that is
     area = tuple(min(max(round(value), 0), limit) for value, limit in zip(area, limits))
-    zoom = image.crop(area) if area[2] > area[0] and area[3] > area[1] else image
-    left, top = area[:2] if zoom is not image else (0, 0)
-    zoom_box = (x1 - left, y1 - top, x2 - left, y2 - top)
+    if area[0] >= area[2] or area[1] >= area[3]:  # the box lies outside
+        area = (0, 0, *image.size)
+    zoom_box = (x1 - area[0], y1 - area[1], x2 - area[0], y2 - area[1])
     share = 100 * (x2 - x1) * (y2 - y1) / (image.width * image.height)
     return [
         (f"gallery ...{path[-36:]}", fit(image, boxes, GALLERY_COLOUR)),
-        (f"zoom, {share:.1f} % of the image", fit(zoom, [zoom_box], GALLERY_COLOUR)),
+        (f"zoom, {share:.1f} % of the image", fit(image.crop(area), [zoom_box], GALLERY_COLOUR)),
     ]
 
 
@@ -692,50 +698,6 @@ def open_photograph(path: str, base_path: str | None) -> Image.Image | None:
         return read_image(full).convert("RGB") if full else None
     except OSError:
         return None
-
-
-def fit(image: Image.Image, boxes: list, colour: tuple, mask: np.ndarray | None = None) -> Image.Image:
-    """A tile with the image in it; boxes and the outline of the mask are drawn on the tile, so that they stay sharp."""
-    scale = min(TILE_WIDTH / image.width, TILE_HEIGHT / image.height)
-    size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
-    small = image.resize(size, Image.Resampling.LANCZOS)
-    if mask is not None and mask.shape == (image.height, image.width):
-        grey = Image.fromarray(np.uint8(mask) * 255).resize(size, Image.Resampling.BILINEAR)
-        inside = np.pad(np.asarray(grey) > 127, 1)
-        core = inside[1:-1, :-2] & inside[1:-1, 2:] & inside[:-2, 1:-1] & inside[2:, 1:-1]
-        pixels = np.array(small)
-        pixels[inside[1:-1, 1:-1] & ~core] = MASK_COLOUR
-        small = Image.fromarray(pixels)
-    draw = ImageDraw.Draw(small)
-    for box in boxes:
-        # Pillow draws every pixel, also those far out of the image.
-        x1, y1, x2, y2 = (min(max(round(value * scale), -4), limit + 4) for value, limit in zip(box, size * 2))
-        draw.rectangle((x1 - 2, y1 - 2, x2 + 1, y2 + 1), outline=colour, width=2)
-    tile = Image.new("RGB", (TILE_WIDTH, TILE_HEIGHT))
-    tile.paste(small, ((TILE_WIDTH - size[0]) // 2, (TILE_HEIGHT - size[1]) // 2))
-    return tile
-
-
-def png_name(text: str) -> str:
-    """A type for argparse: the name of a picture to write."""
-    if not text.lower().endswith(".png"):
-        raise argparse.ArgumentTypeError(f"expected a name that ends in .png, found {text}")
-    return text
-
-
-def write_png(path: str, picture: Image.Image) -> None:
-    """Write a picture so that it appears whole or not at all. Raises SoirError."""
-    buffer = io.BytesIO()
-    picture.save(buffer, format="PNG")
-    write_whole(path, buffer.getbuffer())
-
-
-def write_text(draw: ImageDraw.ImageDraw, corner: tuple, text: str, size: int) -> None:
-    try:
-        font = ImageFont.load_default(size)
-    except TypeError:  # Pillow before 10.1 has one size only, and Latin letters
-        font, text = ImageFont.load_default(), text.encode("latin-1", "replace").decode("latin-1")
-    draw.text(corner, text, fill=(230, 230, 230), font=font)
 
 
 # -------------------------------------------------------------------------------------------------------------- script
