@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from functools import partial
 from multiprocessing import Pipe, Process, active_children, get_start_method
 from multiprocessing.connection import wait
+from multiprocessing.reduction import ForkingPickler
 from typing import Callable, Iterator
 
 from soir_common import SoirError, progress_bar
@@ -61,7 +62,8 @@ def _map_batches(function, batches, workers):
                 given += 1
             ready: list = wait(busy, timeout=0 if given in done else None) if busy else []
             for pipe in ready:
-                index, results = pipe.recv()
+                # As recv() does, which an interrupt can leave with a buffer that Python complains of at the end.
+                index, results = ForkingPickler.loads(pipe.recv_bytes())
                 done[index] = results
                 busy.remove(pipe)
                 idle.append(pipe)
