@@ -30,14 +30,16 @@ class Fork:
         pipes = [os.pipe(), os.pipe(), os.pipe()]
         self.pid = os.fork()
         if self.pid == 0:
+            status = PYTHONS_OWN  # an interrupt may come here too, when the script has ended
             try:
-                status = self._run(script, args, pipes, prepare)
-            except BaseException:
-                traceback.print_exc()
-                status = 99
-            finally:
+                try:
+                    status = self._run(script, args, pipes, prepare)
+                except BaseException:
+                    traceback.print_exc()
+                    status = 99
                 sys.stdout.flush()
                 sys.stderr.flush()
+            finally:
                 os._exit(status)
         for _, write in pipes:
             os.close(write)
