@@ -27,7 +27,7 @@ import numpy as np
 import pycocotools.mask as coco_mask
 from PIL import Image, ImageChops
 
-from input_files import IMAGE_ENDINGS, MAX_PIXELS, image_names, image_size, natural_key, read_image
+from input_files import IMAGE_ENDINGS, image_names, image_size, is_image_size, natural_key, read_image
 from soir_common import (
     MAX_COUNTS,
     SoirError,
@@ -300,16 +300,11 @@ def compress_rle(record: dict) -> dict:
         runs = np.asarray(array.array("I", counts))  # the strictest and fastest conversion: no floats, no text
     except (TypeError, OverflowError):
         raise ValueError("counts are not run lengths") from None
-    check_size(*size)
+    if not is_image_size(*size):
+        raise ValueError("size is not [height, width] of an image")
     if not runs.size or runs.sum(dtype=np.uint64) != size[0] * size[1]:
         raise ValueError("run lengths do not fill the image")
     return compress_runs(runs, *size)
-
-
-def check_size(height: Any, width: Any) -> None:
-    """Raise ValueError unless both are integers and an image of that size may be held in memory."""
-    if type(height) is not int or type(width) is not int or height < 1 or width < 1 or height * width > MAX_PIXELS:
-        raise ValueError("size is not [height, width] of an image")
 
 
 def add_gallery(images: dict, coco: dict, split: str, key: str, skipped: dict) -> None:

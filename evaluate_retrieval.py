@@ -63,7 +63,7 @@ from soir_common import (
     shorten,
     write_whole,
 )
-from verify_dataset import Findings, check_base_path, check_entries, full_path, mask_size
+from verify_dataset import Findings, absolute_base, check_entries, full_path, mask_size
 
 RANKS = (1, 5, 10, 50, 100)
 SIZES = (("below 0.5 %", 0.5), ("0.5 to 1 %", 1), ("1 to 2 %", 2), ("above 2 %", math.inf))
@@ -546,7 +546,7 @@ def main() -> int:
     args = parse_args()
     inputs = [args.ann_file, args.rankings or args.features]
     check_outputs([args.report, args.per_query, args.preview], inputs)
-    check_base_path(args.base_path)
+    args.base_path = absolute_base(args.base_path)
     annotations = load_annotations(args.ann_file)
     findings = Findings()
     check_entries(annotations, findings)

@@ -11,7 +11,7 @@ import os
 import re
 import stat
 import sys
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from PIL import Image
 
@@ -125,6 +125,11 @@ def jpeg_size(start: bytes) -> tuple[int, int] | None:
             return None
         position += 2 + length
     return None
+
+
+def is_image_size(height: Any, width: Any) -> bool:
+    """Whether both are integers, and an image of that size may be held in memory."""
+    return type(height) is type(width) is int and height > 0 and width > 0 and height * width <= MAX_PIXELS
 
 
 def image_names(folder: str) -> list[str]:

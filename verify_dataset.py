@@ -33,7 +33,7 @@ from drawing import (
     write_png,
     write_text,
 )
-from input_files import MAX_PIXELS, image_size, read_image
+from input_files import image_size, is_image_size, read_image
 from safe_loading import load_annotations
 from soir_common import (
     MAX_COORDINATE,
@@ -283,10 +283,9 @@ def readable_masks(masks: list, sizes: dict, findings: Findings) -> Iterator[tup
 def mask_size(mask: Any) -> tuple[int, int] | None:
     """(height, width) of an RLE, whose counts may be anything; None if it has no size that an image can have."""
     size = mask.get("size") if isinstance(mask, dict) else None
-    if not isinstance(size, (list, tuple)) or len(size) != 2 or not type(size[0]) is type(size[1]) is int:
+    if not isinstance(size, (list, tuple)) or len(size) != 2:
         return None
-    height, width = size
-    return (height, width) if height > 0 and width > 0 and height * width <= MAX_PIXELS else None
+    return tuple(size) if is_image_size(*size) else None
 
 
 def check_compressed(masks: list, findings: Findings) -> None:
@@ -441,16 +440,18 @@ def path_exists(path: str) -> bool:
         return False
 
 
-def check_base_path(base_path: str | None) -> None:
+def absolute_base(base_path: str | None) -> str | None:
+    """The argument of --base-path as `full_path` takes it, absolute. Raises SoirError if it is no folder."""
     if base_path is not None and not os.path.isdir(base_path):
         raise SoirError(f"--base-path {base_path} is no folder: name the folder that the image paths start at")
+    return base_path and os.path.abspath(base_path)
 
 
 def full_path(path: str, base_path: str | None) -> str | None:
-    """Where an image lies on the disk; None if that is outside of the base path, if one was given."""
+    """Where an image lies on the disk; None if that is outside of the base path, if one was given, as absolute path."""
     if base_path is None:
         return path
-    base = os.path.join(os.path.abspath(base_path), "")
+    base = os.path.join(base_path, "")
     full = os.path.normpath(os.path.join(base, path))
     return full if full.startswith(base) else None
 
@@ -738,7 +739,7 @@ def parse_args() -> argparse.Namespace:
 def main() -> int:
     args = parse_args()
     check_outputs([args.report, args.preview], [args.ann_file])
-    check_base_path(args.base_path)
+    args.base_path = absolute_base(args.base_path)
     annotations = load_annotations(args.ann_file)
     if not annotations:
         raise SoirError(f"{args.ann_file} holds no entries, so there is nothing to check")
