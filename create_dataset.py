@@ -20,8 +20,9 @@ import re
 import sys
 import time
 from collections import defaultdict
-from itertools import islice
-from typing import Any, Iterator
+from contextlib import closing
+from itertools import chain, cycle, islice
+from typing import Any, Callable, Iterator
 
 import numpy as np
 import pycocotools.mask as coco_mask
@@ -46,7 +47,7 @@ from soir_common import (
     save_annotations,
     shorten,
 )
-from worker_processes import map_ordered
+from worker_processes import BATCH, map_ordered
 
 # The keys of a COCO file that we use. The rest, half of OWID's 500 MB, is dropped while the JSON is parsed.
 COCO_KEYS = {"images", "annotations", "id", "file_name", "width", "height"}
@@ -69,19 +70,25 @@ def parse_owid(folder: str, key: str, max_instances: int | None, workers: int, s
     skipped        dict, reason -> list of places; what is left out is added to it
     Raises SoirError if a file of the layout is missing or cannot be read.
     """
-    # Both files count ids from 0, so each is joined by itself; val comes last, since an image that shows a val
-    # instance is a val image. Both are read first: a broken download shows before the hour that the masks take.
     images: dict[str, dict] = {}
-    train = read_coco(os.path.join(folder, "P2", "train_annotations.json"))
-    add_gallery(images, train, "train", f"{key}/P2", skipped)
-    val = read_coco(os.path.join(folder, "P2", "val_annotations.json"))
-    add_gallery(images, val, "val", f"{key}/P2", skipped)
-    val_instances = {a["category_id"] for a in val["annotations"] if is_id(a, "category_id")}
-    del train, val
-
     instances = find_instances(os.path.join(folder, "P1"), f"{key}/P1", max_instances, skipped)
-    for path, instance, rle, box in read_queries(instances, "OWID queries", workers, skipped):
-        yield path, query_entry(box, rle, instance, "OWID", "val" if instance in val_instances else "train")
+    with closing(read_queries(instances, "OWID queries", workers, skipped)) as queries:
+        # The JSON is read at the start of the run, so that a broken download shows there. The workers are not to wait
+        # for it: a query comes in with every fourth annotation, an eighth of all queries.
+        early: list[tuple] = []
+        val = read_coco(os.path.join(folder, "P2", "val_annotations.json"))
+        train = read_coco(
+            os.path.join(folder, "P2", "train_annotations.json"),
+            meanwhile=lambda: early.extend(islice(queries, BATCH)),
+        )
+        # Both count ids from 0, so each is joined by itself; val comes last, since an image that shows a val instance
+        # is a val image.
+        add_gallery(images, train, "train", f"{key}/P2", skipped)
+        add_gallery(images, val, "val", f"{key}/P2", skipped)
+        val_instances = {a["category_id"] for a in val["annotations"] if is_id(a, "category_id")}
+        del train, val
+        for path, instance, rle, box in chain(early, queries):
+            yield path, query_entry(box, rle, instance, "OWID", "val" if instance in val_instances else "train")
 
     wanted = {instance for instance, _, _ in instances} if max_instances else None
     gallery = read_gallery(images, os.path.join(folder, "P2"), f"{key}/P2", "OWID gallery", workers, skipped)
@@ -267,12 +274,18 @@ def compress_runs(runs: np.ndarray, height: int, width: int) -> dict:
 # ------------------------------------------------------------------------------------------------------------- gallery
 
 
-def read_coco(path: str) -> dict:
-    """Read a COCO file: its lists of dict "images" and "annotations", with the keys of COCO_KEYS. SoirError."""
+def read_coco(path: str, meanwhile: Callable[[], None] = lambda: None) -> dict:
+    """Read a COCO file: its lists of dict "images" and "annotations", with the keys of COCO_KEYS. SoirError.
+
+    meanwhile  called time and again while the file is parsed, at every 128th annotation
+    """
+    turns = cycle(range(128))
 
     def shrink(record: dict):
-        # An RLE: its list of run lengths takes fifty times the memory of the string.
-        if "counts" in record and "image_id" not in record:
+        if "image_id" in record:
+            if next(turns) == 0:
+                meanwhile()
+        elif "counts" in record:  # an RLE: its list of run lengths takes fifty times the memory of the string
             try:
                 return compress_rle(record)
             except ValueError as error:

@@ -45,28 +45,23 @@ def _map_batches(function, batches, workers):
     if workers == 1:
         yield from map(function, batches)
         return
-    idle: list = []
-    busy: list = []
     done: dict[int, list] = {}
     handed = given = 0
     try:
-        for _ in range(min(workers, len(batches))):
-            idle.append(_start_worker(function, workers))
+        pipes = [_start_worker(function, batches, workers) for _ in range(min(workers, len(batches)))]
+        free = pipes * 2  # a worker has a batch that it works on and one that waits for it, so that it need not wait
         while given < len(batches):
-            while idle and handed < min(len(batches), given + 8 * workers):
-                busy.append(idle.pop())
-                busy[-1].send((handed, batches[handed]))
+            while free and handed < min(len(batches), given + 8 * workers):
+                free.pop().send(handed)
                 handed += 1
-            if given in done:  # only now: a worker that waits for its next batch would be idle meanwhile
-                yield done.pop(given)
-                given += 1
-            ready: list = wait(busy, timeout=0 if given in done else None) if busy else []
-            for pipe in ready:
+            for pipe in wait(pipes, timeout=0 if given in done else None):
                 # As recv() does, which an interrupt can leave with a buffer that Python complains of at the end.
                 index, results = ForkingPickler.loads(pipe.recv_bytes())
                 done[index] = results
-                busy.remove(pipe)
-                idle.append(pipe)
+                free.append(pipe)
+            if given in done:
+                yield done.pop(given)
+                given += 1
         return
     except (EOFError, OSError):
         pass  # not raised from here, since Python would keep, and complain of, what is in the pipe
@@ -77,12 +72,12 @@ def _map_batches(function, batches, workers):
     raise SoirError("a worker process died (killed, or out of memory): run again, perhaps with fewer --workers")
 
 
-def _start_worker(function, workers):
+def _start_worker(function, batches, workers):
     """Start a worker process and return our end of its pipe."""
     ours, theirs = Pipe()
     try:
         with _interrupts_later():
-            Process(target=_work, args=(function, theirs, os.getpid()), daemon=True).start()
+            Process(target=_work, args=(function, batches, theirs, os.getpid()), daemon=True).start()
     except OSError as error:
         raise SoirError(f"cannot start {workers} worker processes ({error}): use fewer --workers") from error
     theirs.close()
@@ -106,7 +101,7 @@ def _interrupts_later():
         raise KeyboardInterrupt
 
 
-def _work(function, pipe, starter):
+def _work(function, batches, pipe, starter):
     """A worker: take a batch from the pipe, give its results back.
 
     Ctrl-C is the parent's to handle; and when the parent is gone, killed perhaps, its workers go too.
@@ -126,7 +121,7 @@ def _work(function, pipe, starter):
     threading.Thread(target=watch, daemon=True).start()
     try:
         while True:
-            index, batch = pipe.recv()
-            pipe.send((index, function(batch)))
+            index = pipe.recv()
+            pipe.send((index, function(batches[index])))
     except (EOFError, OSError):  # the parent is gone, and nobody else holds its end of the pipe
         os._exit(2)
