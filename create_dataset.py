@@ -22,7 +22,7 @@ import time
 from collections import defaultdict
 from contextlib import closing
 from itertools import chain, cycle, islice
-from typing import Any, Callable, Iterator
+from typing import Any, Callable, Generator, Iterator
 
 import numpy as np
 import pycocotools.mask as coco_mask
@@ -151,8 +151,8 @@ def find_instances(folder: str, key: str, max_instances: int | None, skipped: di
     return instances[:max_instances]
 
 
-def read_queries(instances: list, title: str, workers: int, skipped: dict) -> Iterator[tuple[str, int, dict, tuple]]:
-    """Yield (image path, instance id, rle, box) of every query that can be used."""
+def read_queries(instances: list, title: str, workers: int, skipped: dict) -> Generator[tuple, None, None]:
+    """Yield (image path, instance id, rle, box) of every query that can be used; to be closed if not run to its end."""
     queries = []
     for instance, folder, key in instances:
         images = [(stem(name), name) for name in list_images(os.path.join(folder, "rgb"))]

@@ -25,7 +25,7 @@ def map_ordered(function: Callable, items: list, workers: int, title: str) -> It
     """Like map(), in `workers` processes and with a progress bar; 1 works without any process.
 
     function  takes and returns what can be pickled; it must be at the top level of a module
-    items     list; they are handed over some at a time, and results come in the order of the items
+    items     list, of what can be pickled too; results come in the order of the items
     Raises SoirError if a worker process dies.
     """
     batches = [items[start : start + BATCH] for start in range(0, len(items), BATCH)]
@@ -49,12 +49,13 @@ def _map_batches(function, batches, workers):
     handed = given = 0
     try:
         pipes = [_start_worker(function, batches, workers) for _ in range(min(workers, len(batches)))]
-        free = pipes * 2  # a worker has a batch that it works on and one that waits for it, so that it need not wait
+        free = pipes * 4  # a worker has a batch that it works on and three that wait, so that it never does
         while given < len(batches):
-            while free and handed < min(len(batches), given + 8 * workers):
+            while free and handed < len(batches):
                 free.pop().send(handed)
                 handed += 1
-            for pipe in wait(pipes, timeout=0 if given in done else None):
+            ready: list = wait(pipes, timeout=0 if given in done else None)
+            for pipe in ready:
                 # As recv() does, which an interrupt can leave with a buffer that Python complains of at the end.
                 index, results = ForkingPickler.loads(pipe.recv_bytes())
                 done[index] = results

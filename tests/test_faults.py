@@ -4,15 +4,20 @@ The environment variable SOIR_KILLS sets the number of kills, and of interrupts,
 the time that it takes.
 """
 
+import fcntl
+import json
 import multiprocessing
 import os
+import pty
 import random
 import resource
 import signal
 import socket
 import stat
+import struct
 import subprocess
 import sys
+import termios
 import time
 from pathlib import Path
 
@@ -159,18 +164,21 @@ def test_a_worker_whose_parent_is_killed_before_it_gets_to_work_goes_too():
     """The parent dies right after it started the worker, and the worker is slow to begin."""
     pid = os.fork()
     if pid == 0:
-        os.setsid()
-        parent, work = os.getpid(), worker_processes._work
+        try:
+            os.setsid()
+            parent, work = os.getpid(), worker_processes._work
 
-        def slow(*args):
-            while os.getppid() == parent:
-                time.sleep(0.01)
-            work(*args)
+            def slow(*args):
+                while os.getppid() == parent:
+                    time.sleep(0.01)
+                work(*args)
 
-        worker_processes._work = slow
-        worker_processes._start_worker(len, 1)
-        os.kill(parent, signal.SIGKILL)
-    os.waitpid(pid, 0)
+            worker_processes._work = slow
+            worker_processes._start_worker(len, [], 1)
+            os.kill(parent, signal.SIGKILL)
+        finally:
+            os._exit(1)  # whatever happens, this is not to go on as a second test runner
+    assert os.waitpid(pid, 0)[1] == signal.SIGKILL
     assert_gone([pid])
 
 
@@ -363,6 +371,43 @@ def test_workers_that_cannot_be_started_end_the_run_with_a_sentence(monkeypatch)
     with pytest.raises(soir_common.SoirError, match="--workers"):
         list(worker_processes.map_ordered(len, [[]] * 100, 4, "title"))
     assert not multiprocessing.active_children()
+
+
+def test_results_come_in_the_order_of_the_items_whatever_batch_is_done_first():
+    items = list(range(1000))
+    assert list(worker_processes.map_ordered(square_at_leisure, items, 3, "title")) == [i * i for i in items]
+    assert not multiprocessing.active_children()
+
+
+def square_at_leisure(number):
+    if number in (0, 500, 999):
+        time.sleep(0.3)
+    return number * number
+
+
+@needs_proc
+def test_annotations_that_break_off_while_the_workers_are_at_it_end_the_run_and_them(tmp_path):
+    """The queries are begun before the annotations have been read to their end."""
+    make_voxdet(tmp_path / "VoxDet", 200)
+    path = tmp_path / "VoxDet" / "OWID" / "P2" / "train_annotations.json"
+    whole = json.loads(path.read_text())
+    whole["annotations"] *= 1000
+    path.write_text(json.dumps(whole)[:-10])
+    output = tmp_path / "anns.pt"
+    output.write_bytes(b"old")
+    ours, terminal = pty.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("4H", 40, 100, 0, 0))  # else tqdm finds no room for a bar
+    command = [sys.executable, str(ROOT / "create_dataset.py"), *map(str, voxdet_args(tmp_path / "VoxDet", output))]
+    run = subprocess.Popen([*command, "--workers", "2"], stdout=terminal, stderr=terminal, start_new_session=True)
+    assert run.wait(timeout=60) == 2
+    assert_gone([run.pid])
+    os.close(terminal)
+    *bars, error, rest = os.read(ours, 10**6).decode().split("\r\n")
+    os.close(ours)
+    assert bars[-1].rpartition("\r")[2].startswith("OWID queries:")
+    assert error.startswith(f"error: {path} is no JSON")
+    assert rest == ""
+    assert output.read_bytes() == b"old"
 
 
 # --------------------------------------------------------------------------------------------------- two runs at once
