@@ -28,37 +28,40 @@ def map_ordered(function: Callable, items: list, workers: int, title: str) -> It
     items     list, of what can be pickled too; results come in the order of the items
     Raises SoirError if a worker process dies.
     """
-    batches = [items[start : start + BATCH] for start in range(0, len(items), BATCH)]
+    batches = -(-len(items) // BATCH)
     with progress_bar(title, total=len(items)) as progress:
-        for results in _map_batches(partial(_map_batch, function), batches, workers):
+        for results in _map_batches(partial(_map_batch, function, items), batches, workers):
             yield from results
             progress.update(len(results))
 
 
-def _map_batch(function, batch):
-    return [function(item) for item in batch]
+def _map_batch(function, items, number):
+    return [function(item) for item in items[number * BATCH : (number + 1) * BATCH]]
 
 
 def _map_batches(function, batches, workers):
-    """Each worker has a pipe of its own: unlike the queues of ProcessPoolExecutor, which a worker that is killed while
-    it writes leaves locked for good, it ends with its worker."""
+    """Yield function(number) for the numbers of the batches, in order. A worker has the items from its start on.
+
+    Each worker has a pipe of its own: unlike the queues of ProcessPoolExecutor, which a worker that is killed while
+    it writes leaves locked for good, it ends with its worker.
+    """
     if workers == 1:
-        yield from map(function, batches)
+        yield from map(function, range(batches))
         return
     done: dict[int, list] = {}
     handed = given = 0
     try:
-        pipes = [_start_worker(function, batches, workers) for _ in range(min(workers, len(batches)))]
+        pipes = [_start_worker(function, workers) for _ in range(min(workers, batches))]
         free = pipes * 4  # a worker has a batch that it works on and three that wait, so that it never does
-        while given < len(batches):
-            while free and handed < len(batches):
+        while given < batches:
+            while free and handed < batches:
                 free.pop().send(handed)
                 handed += 1
             ready: list = wait(pipes, timeout=0 if given in done else None)
             for pipe in ready:
                 # As recv() does, which an interrupt can leave with a buffer that Python complains of at the end.
-                index, results = ForkingPickler.loads(pipe.recv_bytes())
-                done[index] = results
+                number, results = ForkingPickler.loads(pipe.recv_bytes())
+                done[number] = results
                 free.append(pipe)
             if given in done:
                 yield done.pop(given)
@@ -73,12 +76,12 @@ def _map_batches(function, batches, workers):
     raise SoirError("a worker process died (killed, or out of memory): run again, perhaps with fewer --workers")
 
 
-def _start_worker(function, batches, workers):
+def _start_worker(function, workers):
     """Start a worker process and return our end of its pipe."""
     ours, theirs = Pipe()
     try:
         with _interrupts_later():
-            Process(target=_work, args=(function, batches, theirs, os.getpid()), daemon=True).start()
+            Process(target=_work, args=(function, theirs, os.getpid()), daemon=True).start()
     except OSError as error:
         raise SoirError(f"cannot start {workers} worker processes ({error}): use fewer --workers") from error
     theirs.close()
@@ -102,8 +105,8 @@ def _interrupts_later():
         raise KeyboardInterrupt
 
 
-def _work(function, batches, pipe, starter):
-    """A worker: take a batch from the pipe, give its results back.
+def _work(function, pipe, starter):
+    """A worker: take the number of a batch from the pipe, give its results back.
 
     Ctrl-C is the parent's to handle; and when the parent is gone, killed perhaps, its workers go too.
     """
@@ -122,7 +125,7 @@ def _work(function, batches, pipe, starter):
     threading.Thread(target=watch, daemon=True).start()
     try:
         while True:
-            index = pipe.recv()
-            pipe.send((index, function(batches[index])))
+            number = pipe.recv()
+            pipe.send((number, function(number)))
     except (EOFError, OSError):  # the parent is gone, and nobody else holds its end of the pipe
         os._exit(2)

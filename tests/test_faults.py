@@ -174,7 +174,7 @@ def test_a_worker_whose_parent_is_killed_before_it_gets_to_work_goes_too():
                 work(*args)
 
             worker_processes._work = slow
-            worker_processes._start_worker(len, [], 1)
+            worker_processes._start_worker(len, 1)
             os.kill(parent, signal.SIGKILL)
         finally:
             os._exit(1)  # whatever happens, this is not to go on as a second test runner
