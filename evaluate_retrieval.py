@@ -1,7 +1,7 @@
 """Score a retrieval run on an annotation file: mAP, Recall@K, Precision@K, ranking quality, localization.
 
 In   an annotation file, and either the rankings of a run or features of its images
-Out  a table; with --report also as JSON, with --per-query as CSV, with --worst and --preview a picture
+Out  a table; with --report also as JSON, with --per-query as CSV, with --preview a picture of the worst queries
 
     python evaluate_retrieval.py --ann-file anns.pt --rankings results.json
     python evaluate_retrieval.py --ann-file anns.pt --features features.pt --set RoboTools
@@ -24,6 +24,8 @@ Exit status: 0 fine, 1 the run has faults (an unknown path, a query without a ra
 
 from __future__ import annotations
 
+from soir_console import Findings, exit_status, make_parser, png_name, positive, print_findings, print_table
+
 import argparse
 import csv
 import io
@@ -32,42 +34,43 @@ import math
 import os
 import sys
 from collections import Counter, defaultdict
-from typing import Any, Iterable, Iterator
+from typing import Any, Iterable, Iterator, NamedTuple
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image
 
-from drawing import (
-    GALLERY_COLOUR,
-    MARGIN,
-    QUERY_COLOUR,
-    TILE_HEIGHT,
-    TILE_WIDTH,
-    fit,
-    png_name,
-    write_png,
-    write_text,
-)
-from input_files import image_size, open_regular, read_image
-from safe_loading import check_repeats, load_annotations, load_plain, load_tensors
 from soir_common import (
     SETS,
-    SoirError,
-    check_outputs,
+    SPLITS,
+    Annotations,
+    Box,
+    Entry,
+    box_area,
+    box_share,
+    boxes_of_instance,
     difficulty,
-    exit_status,
-    is_coordinate,
-    positive,
-    print_skipped,
-    read_json,
+    entry_faults,
+    is_box,
+    load_annotations,
+    masks_of,
     shorten,
-    write_whole,
 )
-from verify_dataset import Findings, absolute_base, check_entries, full_path, mask_size
+from soir_files import SoirError, check_outputs, open_regular, read_json, write_whole
+from soir_images import absolute_base, full_path, image_size, is_image_size
+from soir_loading import check_repeats, load_values
+from soir_pictures import (
+    GALLERY_COLOUR,
+    QUERY_COLOUR,
+    WRONG_COLOUR,
+    Tile,
+    draw_tile,
+    lay_out,
+    open_photograph,
+    write_png,
+)
 
 RANKS = (1, 5, 10, 50, 100)
 SIZES = (("below 0.5 %", 0.5), ("0.5 to 1 %", 1), ("1 to 2 %", 2), ("above 2 %", math.inf))
-WRONG_COLOUR = (255, 64, 64)
 BOOTSTRAP = 1000  # resamples of the instances: the ends of the interval vary by some 2 % of its width
 
 # Similarities that are held at a time: 64 MB.
@@ -77,10 +80,26 @@ BLOCK = 16_000_000
 MAX_RATIO = 100
 
 
+class RankedItem(NamedTuple):
+    """An item of a ranking."""
+
+    score: float | None
+    position: int  # of the image in the gallery; -1 for a path that is not there
+    box: Box | None
+
+
+class Ranking(NamedTuple):
+    """What a run retrieved for a query."""
+
+    query: str
+    positions: np.ndarray  # int64 [N], in the gallery, best first; -1 for a path that is not there
+    boxes: list[Box | None] | None  # of each
+
+
 # ------------------------------------------------------------------------------------------------------------- metrics
 
 
-def score_ranks(ranks: np.ndarray, relevant: int) -> dict:
+def score_ranks(ranks: np.ndarray, relevant: int) -> dict[str, float]:
     """The metrics of a query.
 
     ranks     ranks of the relevant images that were retrieved, from 1, in ascending order
@@ -101,17 +120,16 @@ def score_ranks(ranks: np.ndarray, relevant: int) -> dict:
     return {name: float(value) for name, value in result.items()}
 
 
-def box_iou(a: tuple, b: tuple) -> float:
+def box_iou(a: Box, b: Box) -> float:
     """Intersection over union of two (x1, y1, x2, y2) boxes."""
     width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
     if width <= 0 or height <= 0:
         return 0.0
-    areas = [(x2 - x1) * (y2 - y1) for x1, y1, x2, y2 in (a, b)]
-    union = sum(areas) - width * height
+    union = box_area(a) + box_area(b) - width * height
     return width * height / union if union > 0 else 0.0  # 0 where sides of 1e-200 pixels have no area in floats
 
 
-def bootstrap_interval(values: list, groups: list) -> tuple:
+def bootstrap_interval(values: list[float], groups: list[str]) -> tuple[float, float]:
     """95 % interval of the mean of values, resampling the groups: queries of one instance are not independent."""
     _, index = np.unique(groups, return_inverse=True)
     sums, counts = np.bincount(index, weights=values), np.bincount(index)
@@ -127,51 +145,59 @@ def bootstrap_interval(values: list, groups: list) -> tuple:
 # --------------------------------------------------------------------------------------------------------------- input
 
 
-def read_rankings(path: str, queries: list, gallery: list, others: set, faults: dict) -> Iterator[tuple]:
-    """Yield (query path, positions in `gallery`, best first, boxes or None) for every query.
+def split_roles(annotations: Annotations) -> tuple[list[str], list[str]]:
+    """The paths of the queries, and those of the gallery images."""
+    queries = [path for path, entry in annotations.items() if entry["is_query"]]
+    return queries, [path for path, entry in annotations.items() if not entry["is_query"]]
 
-    queries, gallery  lists of paths
-    others            paths of the sets that --set leaves out; they are taken out of the rankings
-    faults            dict, reason -> list of places
+
+def read_rankings(path: str, annotations: Annotations, others: set[str], findings: Findings) -> Iterator[Ranking]:
+    """Yield the ranking of every query.
+
+    others  paths of the sets that --set leaves out; they are taken out of the rankings
+    Raises SoirError if the file holds no rankings, or none of these queries.
     """
-    rankings = load_plain(path) if path.endswith((".pt", ".pth")) else read_json(path)
+    rankings = load_values(path) if path.endswith((".pt", ".pth")) else read_json(path)
     if isinstance(rankings, dict) and isinstance(rankings.get("knns"), dict):
         rankings = rankings["knns"]
     if not isinstance(rankings, dict):
         raise SoirError(f"{path} holds no rankings: expected a dict, query path -> list of gallery paths")
+    queries, gallery = split_roles(annotations)
     if not any(query in rankings for query in queries):
         found = f"paths like {shorten(next(iter(rankings)))}" if rankings else "nothing"
         raise SoirError(
             f"{path} has a ranking for none of the queries: expected paths like {queries[0]}, found {found}"
         )
     check_repeats(path, (len(ranking) for ranking in rankings.values() if isinstance(ranking, (list, tuple))))
-    position = {name: index for index, name in enumerate(gallery)}
     asked = set(queries)
     for name in rankings:
         if name not in asked and name not in others:
-            faults["ranking of a path that is no query here"].append(shorten(name))
+            findings.skip("ranking of a path that is no query here", shorten(name))
+    positions = {name: index for index, name in enumerate(gallery)}
     for query in queries:
         ranking = rankings.get(query)
         if isinstance(ranking, dict):
             ranking = ranking.get("knns")
         if not isinstance(ranking, (list, tuple)):
-            faults["query without a ranking, scored 0"].append(query)
+            findings.skip("query without a ranking, scored 0", query)
             ranking = []
-        ranking = [item for item in ranking if not others or ranked_path(item) not in others]
-        yield (query, *read_ranking(query, ranking, position, faults))
+        yield read_ranking(query, [item for item in ranking if ranked_path(item) not in others], positions, findings)
 
 
-def read_ranking(query: Any, ranking: Any, position: dict, faults: dict) -> tuple:
-    """Positions of the ranked gallery images, and their boxes or None. An unknown path keeps its rank, as -1."""
-    found, seen = [], set()
-    odd = defaultdict(list)  # a place a query, not an item: of a million paths, all may be unknown
+def read_ranking(query: str, ranking: list[Any], positions: dict[str, int], findings: Findings) -> Ranking:
+    """Look up the items of a ranking, each path, [path, score] or [path, score, box]; equal scores in gallery order.
+
+    positions  path -> position in the gallery
+    """
+    items, seen = [], set()
+    odd = defaultdict(list)  # reason -> paths. One place per query: of a million paths, all may be unknown.
     for item in ranking:
         path = ranked_path(item)
         score, box = (*item[1:], None, None)[:2] if isinstance(item, (list, tuple)) else (None, None)
-        index = position.get(path, -1)
-        if index < 0:
+        position = -1 if path is None else positions.get(path, -1)
+        if position < 0:
             odd["query that ranks a path that is no gallery image here, counted as wrong"].append(path)
-        elif index in seen:
+        elif position in seen:
             odd["query that ranks a path twice, the second time ignored"].append(path)
             continue
         if score is not None and not (type(score) in (int, float) and -math.inf < score < math.inf):
@@ -180,48 +206,46 @@ def read_ranking(query: Any, ranking: Any, position: dict, faults: dict) -> tupl
         if box is not None and not is_box(box):
             odd["query with a box that is not (x1, y1, x2, y2), ignored"].append(path)
             box = None
-        seen.add(index)
-        found.append((score, index, box))
+        seen.add(position)
+        items.append(RankedItem(score, position, box))
     for reason, paths in odd.items():
         more = f" and {len(paths) - 1:,} more" if len(paths) > 1 else ""
-        faults[reason].append(f"{query}: {shorten(paths[0])}{more}")
-    start = 0
-    for stop in range(1, len(found) + 1):  # a stretch of equal scores is put in gallery order
-        if stop == len(found) or found[stop][0] is None or found[stop][0] != found[start][0]:
-            found[start:stop] = sorted(found[start:stop], key=lambda item: item[1])
-            start = stop
-    boxes = [box for _, _, box in found]
-    indices = np.array([index for _, index, _ in found], dtype=np.int64)
-    return indices, boxes if any(box is not None for box in boxes) else None
+        findings.skip(reason, f"{query}: {shorten(paths[0])}{more}")
+    items = order_ties(items)
+    boxes = [item.box for item in items]
+    found = np.array([item.position for item in items], dtype=np.int64)
+    return Ranking(query, found, boxes if any(box is not None for box in boxes) else None)
 
 
-def ranked_path(item: Any) -> Any:
+def ranked_path(item: Any) -> str | None:
     """The path of an item of a ranking: path, [path, score] or [path, score, box]; None if it has none."""
     path = item[0] if isinstance(item, (list, tuple)) and item else item
     return path if isinstance(path, str) else None
 
 
-def is_box(box: Any) -> bool:
-    return (
-        isinstance(box, (list, tuple))
-        and len(box) == 4
-        and all(map(is_coordinate, box))
-        and box[2] > box[0]
-        and box[3] > box[1]
-    )
+def order_ties(items: list[RankedItem]) -> list[RankedItem]:
+    """Put each stretch of equal scores in gallery order."""
+    ordered: list[RankedItem] = []
+    start = 0
+    for stop in range(1, len(items) + 1):
+        if stop == len(items) or items[stop].score is None or items[stop].score != items[start].score:
+            ordered += sorted(items[start:stop], key=lambda item: item.position)
+            start = stop
+    return ordered
 
 
-def read_features(path: str) -> Iterator[tuple]:
+def read_features(path: str) -> Iterator[tuple[str, np.ndarray | None]]:
     """Yield (path, vector) of every image: float32 [dimension], or None for what is no vector. Raises SoirError.
 
     The file is .pt (as torch.save wrote it) or .npz, and holds path -> vector, or {"paths": [...], "features": matrix}.
     """
-    content = load_archive(path) if path.endswith(".npz") else load_tensors(path)
+    content = load_npz(path) if path.endswith(".npz") else load_values(path, arrays=True)
     try:
         limit = MAX_RATIO * os.path.getsize(path)
         if not isinstance(content, dict) or not content:
             raise ValueError("expected a dict, path -> vector, or paths and features")
-        paths, vectors = list(content), list(content.values())
+        paths: Any = list(content)
+        vectors: Any = list(content.values())
         if set(content) == {"paths", "features"}:
             paths, vectors = content["paths"], content["features"]
             if not isinstance(paths, (list, tuple, np.ndarray)) or len(paths) != len(vectors):
@@ -236,7 +260,7 @@ def read_features(path: str) -> Iterator[tuple]:
         raise SoirError(f"{path} holds no features: {error}") from error
 
 
-def load_archive(path: str) -> dict:
+def load_npz(path: str) -> dict[str, np.ndarray]:
     """The arrays of a .npz file, by name. Raises SoirError."""
     try:
         with open_regular(path) as file, np.load(file, allow_pickle=False) as archive:
@@ -277,39 +301,14 @@ def as_vector(value: Any, limit: int) -> np.ndarray | None:
         return array.astype(np.float32, copy=False).ravel()
 
 
-def rank_features(path: str, annotations: dict, queries: list, gallery: list, faults: dict) -> Iterator[tuple]:
+def rank_features(path: str, annotations: Annotations, findings: Findings) -> Iterator[Ranking]:
     """As `read_rankings`, by cosine similarity, against the gallery of the query's own set."""
-    vectors = {}
-    for name, vector in read_features(path):
-        if name in vectors:
-            faults["image with two features, the second one ignored"].append(name)
-        elif vector is not None:
-            vectors[name] = vector
-        else:
-            faults["feature that is no vector of numbers"].append(name)
-    lengths = Counter(vectors[name].size for name in queries + gallery if name in vectors)
-    if not lengths:
-        found = f"paths like {next(iter(vectors))}" if vectors else "nothing that is a vector of numbers"
-        raise SoirError(
-            f"{path} has a feature for none of the images: expected paths like {(queries + gallery)[0]}, found {found}"
-        )
-    length = lengths.most_common(1)[0][0]
-    usable = set()
-    for name in queries + gallery:
-        vector = vectors.get(name)
-        kind = "query" if annotations[name]["is_query"] else "gallery image"
-        outcome = "scored 0" if annotations[name]["is_query"] else "counted as not retrieved"
-        if vector is None:
-            faults[f"{kind} without a feature, {outcome}"].append(name)
-        elif vector.size != length:
-            faults[f"{kind} whose feature is not of length {length}, like most, {outcome}"].append(name)
-        elif not np.isfinite(vector).all() or not vector.any():
-            faults[f"{kind} whose feature is not finite, or zero, {outcome}"].append(name)
-        else:
-            usable.add(name)
+    vectors = usable_features(path, annotations, findings)
+    queries, gallery = split_roles(annotations)
+    length = len(next(iter(vectors.values()), ()))
     for set_name in SETS:
-        chosen = [i for i, p in enumerate(gallery) if annotations[p]["set"] == set_name and p in usable]
-        asking = [name for name in queries if annotations[name]["set"] == set_name and name in usable]
+        chosen = [i for i, p in enumerate(gallery) if annotations[p]["set"] == set_name and p in vectors]
+        asking = [name for name in queries if annotations[name]["set"] == set_name and name in vectors]
         matrix = unit_rows([vectors[gallery[i]] for i in chosen], length)
         candidates = np.array(chosen, dtype=np.int64)
         step = max(1, BLOCK // max(1, len(candidates), length))
@@ -317,13 +316,44 @@ def rank_features(path: str, annotations: dict, queries: list, gallery: list, fa
             block = asking[start : start + step]
             similarity = unit_rows([vectors[name] for name in block], length) @ matrix.T
             for name, row in zip(block, similarity):
-                yield name, candidates[np.argsort(-row, kind="stable")], None
+                yield Ranking(name, candidates[np.argsort(-row, kind="stable")], None)
     for name in queries:
-        if name not in usable:
-            yield name, np.zeros(0, dtype=np.int64), None
+        if name not in vectors:
+            yield Ranking(name, np.zeros(0, dtype=np.int64), None)
 
 
-def unit_rows(vectors: list, length: int) -> np.ndarray:
+def usable_features(path: str, annotations: Annotations, findings: Findings) -> dict[str, np.ndarray]:
+    """Path -> vector, float32 [dimension], of the images that have one that can be used. Raises SoirError."""
+    vectors: dict[str, np.ndarray] = {}
+    for name, vector in read_features(path):
+        if name in vectors:
+            findings.skip("image with two features, the second one ignored", name)
+        elif vector is not None:
+            vectors[name] = vector
+        else:
+            findings.skip("feature that is no vector of numbers", name)
+    lengths = Counter(vectors[name].size for name in annotations if name in vectors)
+    if not lengths:
+        found = f"paths like {next(iter(vectors))}" if vectors else "nothing that is a vector of numbers"
+        expected = next(iter(annotations))
+        raise SoirError(f"{path} has a feature for none of the images: expected paths like {expected}, found {found}")
+    length = lengths.most_common(1)[0][0]
+    usable = {}
+    for name, entry in annotations.items():
+        kind, outcome = ("query", "scored 0") if entry["is_query"] else ("gallery image", "counted as not retrieved")
+        vector = vectors.get(name)
+        if vector is None:
+            findings.skip(f"{kind} without a feature, {outcome}", name)
+        elif vector.size != length:
+            findings.skip(f"{kind} whose feature is not of length {length}, like most, {outcome}", name)
+        elif not np.isfinite(vector).all() or not vector.any():
+            findings.skip(f"{kind} whose feature is not finite, or zero, {outcome}", name)
+        else:
+            usable[name] = vector
+    return usable
+
+
+def unit_rows(vectors: list[np.ndarray], length: int) -> np.ndarray:
     """Vectors -> float32 [vectors, length], each of length 1, or 0 as before."""
     matrix = np.array(vectors, dtype=np.float32).reshape(-1, length)
     squares = np.einsum("ij,ij->i", matrix, matrix, dtype=np.float64)  # those of float32 may be beyond it
@@ -333,69 +363,46 @@ def unit_rows(vectors: list, length: int) -> np.ndarray:
 # ----------------------------------------------------------------------------------------------------------- evaluation
 
 
-def evaluate(annotations: dict, queries: list, gallery: list, results: Iterable, faults: dict) -> list[dict]:
-    """Score every query. Returns a list of dict, a query each: path, set, instance, split, relevant, metrics, top.
-
-    results  (query path, positions in gallery, boxes or None) of every query
-    """
+def evaluate(annotations: Annotations, rankings: Iterable[Ranking], findings: Findings) -> list[dict[str, Any]]:
+    """Score every query. Returns one dict per query: path, set, split, instance, relevant, first_rank, metrics, top."""
+    _, gallery = split_roles(annotations)
     shows = defaultdict(list)  # (set, instance) -> positions of the gallery images that show it
-    for index, path in enumerate(gallery):
+    for position, path in enumerate(gallery):
         for instance in set(annotations[path]["ins"]):
-            shows[annotations[path]["set"], instance].append(index)
+            shows[annotations[path]["set"], instance].append(position)
     scores = []
-    for path, ranking, boxes in results:
-        entry = annotations[path]
-        instance = entry["set"], entry["ins"]
-        relevant = shows.get(instance)
+    for ranking in rankings:
+        entry = annotations[ranking.query]
+        relevant = shows.get((entry["set"], entry["ins"]))
         if not relevant:
-            faults["query without relevant gallery images, left out"].append(path)
+            findings.notice("query without relevant gallery images, left out", ranking.query)
             continue
-        hits = np.flatnonzero(np.isin(ranking, relevant))
-        row = {"path": path, "set": entry["set"], "split": entry.get("split"), "instance": entry["ins"]}
+        hits = np.flatnonzero(np.isin(ranking.positions, relevant))
+        row = {"path": ranking.query, "set": entry["set"], "split": entry.get("split"), "instance": entry["ins"]}
         row.update(relevant=len(relevant), first_rank=int(hits[0]) + 1 if hits.size else None)
         row.update(score_ranks(hits + 1, len(relevant)))
-        if boxes is not None:
-            ious = [best_iou(annotations[gallery[ranking[hit]]], entry["ins"], boxes[hit]) for hit in hits]
+        if ranking.boxes is not None:
+            shown = [annotations[gallery[ranking.positions[hit]]] for hit in hits]
+            ious = [best_iou(other, entry["ins"], ranking.boxes[hit]) for other, hit in zip(shown, hits)]
             row["IoU"] = ious[0] if ious else 0.0
             for k in RANKS:
                 row[f"IoU>=0.5@{k}"] = float(any(i >= 0.5 for i, hit in zip(ious, hits) if hit < k))
-        row["top"] = [int(index) for index in ranking[:5]]
+        row["top"] = ranking.positions[:5].tolist()
         scores.append(row)
     return scores
 
 
-def best_iou(entry: dict, instance: int, box: tuple | None) -> float:
+def best_iou(entry: Entry, instance: int, box: Box | None) -> float:
     if box is None:
         return 0.0
-    return max(box_iou(box, other) for other, number in zip(entry["bbox"], entry["ins"]) if number == instance)
+    return max(box_iou(box, other) for other in boxes_of_instance(entry, instance))
 
 
-def object_sizes(annotations: dict, gallery: list, base_path: str | None) -> dict:
-    """Mean share, in % of the image, that an instance's boxes cover in the gallery: (set, instance) -> share."""
-    shares = defaultdict(list)
-    for path in gallery:
-        entry = annotations[path]
-        size = mask_size(entry["mask"][0]) if entry["mask"] else None
-        if size is not None:
-            height, width = size
-        elif entry["mask"]:
-            raise SoirError(f"a mask of {path} has no size: see what verify_dataset.py says of the annotation file")
-        else:
-            full = full_path(path, base_path)
-            try:
-                width, height = image_size(full) if full else (0, 0)
-            except OSError:
-                continue
-        for (x1, y1, x2, y2), instance in zip(entry["bbox"], entry["ins"]):
-            if width and height:
-                shares[entry["set"], instance].append(100 * (x2 - x1) * (y2 - y1) / (width * height))
-    return {instance: float(np.mean(values)) for instance, values in shares.items()}
-
-
-def add_groups(scores: list, annotations: dict, gallery: list, base_path: str | None) -> None:
+def add_groups(scores: list[dict[str, Any]], annotations: Annotations, base_path: str | None) -> None:
     """Add to each score its difficulty and the size of its object, as classes."""
-    occurrences = Counter((annotations[path]["set"], i) for path in gallery for i in annotations[path]["ins"])
-    sizes = object_sizes(annotations, gallery, base_path)
+    gallery = {path: entry for path, entry in annotations.items() if not entry["is_query"]}
+    occurrences = Counter((entry["set"], instance) for entry in gallery.values() for instance in entry["ins"])
+    sizes = object_sizes(gallery, base_path)
     for row in scores:
         instance = row["set"], row["instance"]
         row["difficulty"] = difficulty(occurrences[instance])
@@ -403,27 +410,50 @@ def add_groups(scores: list, annotations: dict, gallery: list, base_path: str | 
         row["size"] = "unknown" if size is None else next(name for name, limit in SIZES if size < limit)
 
 
-def summarize(scores: list) -> list[tuple]:
-    """Means over all queries and over each group: list of (group, {"queries", "mAP", "mAP_interval", ...})."""
-    groups = [("all", scores)]
+def object_sizes(gallery: Annotations, base_path: str | None) -> dict[tuple[str, int], float]:
+    """(set, instance) -> mean share, in % of the image, that its boxes cover in the gallery."""
+    shares = defaultdict(list)
+    for path, entry in gallery.items():
+        size = size_of_image(path, entry, base_path)
+        if size:
+            for box, instance in zip(entry["bbox"], entry["ins"]):
+                shares[entry["set"], instance].append(box_share(box, size))
+    return {instance: float(np.mean(values)) for instance, values in shares.items()}
+
+
+def size_of_image(path: str, entry: Entry, base_path: str | None) -> tuple[int, int] | None:
+    """(height, width) of an image, from its masks or its header; None if there is neither. Raises SoirError."""
+    masks = masks_of(entry)
+    if masks:
+        size: Any = masks[0].get("size") if isinstance(masks[0], dict) else None
+        if not is_image_size(size):
+            raise SoirError(f"a mask of {path} has no size: see what verify_dataset.py says of the annotation file")
+        return size[0], size[1]
+    full = full_path(path, base_path)
+    try:
+        return image_size(full) if full else None
+    except OSError:
+        return None
+
+
+def summarize(scores: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Means over all queries and over each group: group -> {"queries", "mAP", "mAP_interval", ...}."""
+    groups = {"all": scores}
     for field, values in (
-        ("set", SETS),
-        ("split", ("train", "val", "test")),
-        ("difficulty", ("easy", "medium", "hard")),
+        ("set", list(SETS)),
+        ("split", list(SPLITS)),
+        ("difficulty", ["easy", "medium", "hard"]),
         ("size", [name for name, _ in SIZES] + ["unknown"]),
     ):
         for value in values:
-            members = [row for row in scores if row[field] == value]
-            if members:
-                groups.append((f"{field}: {value}", members))
-    return [(name, summarize_group(members)) for name, members in groups]
+            groups[f"{field}: {value}"] = [row for row in scores if row[field] == value]
+    return {name: summarize_group(members) for name, members in groups.items() if members}
 
 
-def summarize_group(members: list) -> dict:
+def summarize_group(members: list[dict[str, Any]]) -> dict[str, Any]:
     instances = [f"{row['set']} {row['instance']}" for row in members]
     average = [row["AP"] for row in members]
-    first_ranks = [math.inf if row["first_rank"] is None else row["first_rank"] for row in members]
-    median = float(np.median(first_ranks))
+    median = float(np.median([math.inf if row["first_rank"] is None else row["first_rank"] for row in members]))
     result = {
         "queries": len(members),
         "mAP": float(np.mean(average)),
@@ -445,27 +475,27 @@ def summarize_group(members: list) -> dict:
 # -------------------------------------------------------------------------------------------------------------- output
 
 
-def print_summary(groups: list) -> None:
-    print(f"{'':<22}{'queries':>9}{'mAP':>8}{'95 % interval':>17}{'MRR':>8}{'first rank':>12}")
-    for name, values in groups:
+def print_summary(groups: dict[str, dict[str, Any]]) -> None:
+    rows = [["", "queries", "mAP", "95 % interval", "MRR", "median rank of the first hit"]]
+    for name, values in groups.items():
         low, high = values["mAP_interval"]
         rank = values["median_first_rank"]
-        rank = "none" if rank is None else f"{rank:,.1f}"
-        print(
-            f"{name:<22}{values['queries']:>9,}{values['mAP']:>8.4f}"
-            f"{f'{low:.4f} - {high:.4f}':>17}{values['MRR']:>8.4f}{rank:>12}"
-        )
-    _, overall = groups[0]
-    print(f"\n{'all queries, at K =':<22}" + "".join(f"{k:>9}" for k in RANKS))
+        cells = [f"{values['queries']:,}", f"{values['mAP']:.4f}", f"{low:.4f} - {high:.4f}", f"{values['MRR']:.4f}"]
+        rows.append([name, *cells, "none" if rank is None else f"{rank:,.1f}"])
+    print_table(rows)
+    print()
+    overall = groups["all"]
+    rows = [["all queries, at K =", *map(str, RANKS)]]
     for name in ("mAP", "hit", "recall", "precision", "nDCG", "IoU>=0.5"):
         if f"{name}@1" in overall:
-            print(f"{name:<22}" + "".join(f"{overall[f'{name}@{k}']:>9.4f}" for k in RANKS))
+            rows.append([name, *(f"{overall[f'{name}@{k}']:.4f}" for k in RANKS)])
+    print_table(rows)
     if "IoU" in overall:
         print(f"IoU of the first hit: {overall['IoU']:.4f}")
 
 
-def make_csv(scores: list) -> bytes:
-    """The scores, a query a line."""
+def make_csv(scores: list[dict[str, Any]]) -> bytes:
+    """The scores, one line per query."""
     columns = [name for name in max(scores, key=len) if name != "top"]
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
@@ -474,59 +504,46 @@ def make_csv(scores: list) -> bytes:
     return text.getvalue().encode("utf-8", "backslashreplace")
 
 
-def draw_worst(scores: list, count: int, annotations: dict, gallery: list, base_path: str | None) -> Image.Image:
-    """A row for each of the queries of lowest AP: the query, then its first five, right in green, wrong in red."""
+def draw_worst(
+    scores: list[dict[str, Any]], count: int, annotations: Annotations, base_path: str | None
+) -> Image.Image:
+    """One row for each of the queries of lowest AP: the query, then its first five, right in green, wrong in red.
+
+    Raises SoirError if no image can be read.
+    """
+    _, gallery = split_roles(annotations)
     worst = sorted(scores, key=lambda row: (row["AP"], row["path"]))[:count]
-    line = TILE_HEIGHT + 3 * MARGIN + 30
-    picture = Image.new("RGB", (6 * (TILE_WIDTH + MARGIN) + MARGIN, len(worst) * line), (32, 32, 32))
-    draw = ImageDraw.Draw(picture)
-    shown = 0
-    for number, row in enumerate(worst):
-        title = f"{row['set']}, instance {row['instance']}, AP {row['AP']:.3f}: {row['path'][-60:]}"
-        write_text(draw, (MARGIN, number * line + MARGIN), title, 16)
-        paths = [row["path"]] + [gallery[index] if index >= 0 else None for index in row["top"]]
-        for column, path in enumerate(paths):
-            entry = annotations.get(path)
-            right = (
-                bool(column) and entry is not None and entry["set"] == row["set"] and row["instance"] in entry["ins"]
-            )
-            colour = (GALLERY_COLOUR if right else WRONG_COLOUR) if column else QUERY_COLOUR
-            boxes = []
-            if entry is not None:
-                pairs = zip(entry["bbox"], entry["ins"]) if column else [(entry["bbox"], entry["ins"])]
-                boxes = [box for box, instance in pairs if instance == row["instance"] and (right or not column)]
-            x = MARGIN + column * (TILE_WIDTH + MARGIN)
-            image = tile(path, base_path, boxes, colour)
-            if image:
-                picture.paste(image, (x, number * line + 32))
-                shown += 1
-            corner = (x - 3, number * line + 29, x + TILE_WIDTH + 2, number * line + 34 + TILE_HEIGHT)
-            draw.rectangle(corner, outline=colour, width=3)
-            label = f"{column}: {'right' if right else 'wrong'}" if column else "query"
-            label += "" if image or not path else ", cannot be read"
-            write_text(draw, (x + 2, number * line + 36 + TILE_HEIGHT), label, 11)
-    if not shown:
+    rows = []
+    for score in worst:
+        title = f"{score['set']}, instance {score['instance']}, AP {score['AP']:.3f}: {score['path'][-60:]}"
+        entry = annotations[score["path"]]
+        tiles = [make_tile("query", score["path"], [entry["bbox"]], QUERY_COLOUR, base_path)]
+        for rank, position in enumerate(score["top"], start=1):
+            path = gallery[position] if position >= 0 else None
+            other = annotations[path] if path else None
+            boxes = boxes_of_instance(other, entry["ins"]) if other and other["set"] == entry["set"] else []
+            label, colour = ("right", GALLERY_COLOUR) if boxes else ("wrong", WRONG_COLOUR)
+            tiles.append(make_tile(f"{rank}: {label}", path, boxes, colour, base_path))
+        rows.append((title, tiles))
+    if not any(tile.image for _, tiles in rows for tile in tiles):
         raise SoirError(f"no image of the preview can be read, {worst[0]['path']} for one: where are they? --base-path")
-    return picture
+    return lay_out(rows)
 
 
-def tile(path: str | None, base_path: str | None, boxes: list, colour: tuple) -> Image.Image | None:
-    full = full_path(path, base_path) if path else None
-    try:
-        if full:
-            return fit(read_image(full).convert("RGB"), boxes, colour)
-    except OSError:
-        pass
-    return None
+def make_tile(label: str, path: str | None, boxes: list[Box], colour: tuple[int, int, int], base: str | None) -> Tile:
+    photograph = open_photograph(path, base) if path else None
+    if photograph:
+        return Tile(label, draw_tile(photograph, boxes, colour), colour)
+    return Tile(f"{label}, cannot be read" if path else label, None, colour)
 
 
 # -------------------------------------------------------------------------------------------------------------- script
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description="Score a retrieval run on an annotation file.",
-        epilog="Exit status: 0 fine, 1 the run has faults, which are listed, 2 it could not be scored.",
+    parser = make_parser(
+        "Score a retrieval run on an annotation file.",
+        "0 fine, 1 the run has faults, which are listed, 2 it could not be scored",
     )
     add = parser.add_argument
     add("--ann-file", default="anns.pt", metavar="FILE", help="annotation file (default: anns.pt)")
@@ -542,50 +559,58 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def main() -> int:
-    args = parse_args()
-    inputs = [args.ann_file, args.rankings or args.features]
-    check_outputs([args.report, args.per_query, args.preview], inputs)
-    args.base_path = absolute_base(args.base_path)
-    annotations = load_annotations(args.ann_file)
-    findings = Findings()
-    check_entries(annotations, findings)
-    if findings.issues:
-        check, path, _ = findings.issues[0]
-        raise SoirError(f"{args.ann_file} has errors ({check}: {path}): see what verify_dataset.py says of it")
-    chosen = {path: entry for path, entry in annotations.items() if args.set in (None, entry["set"])}
-    queries = [path for path, entry in chosen.items() if entry["is_query"]]
-    gallery = [path for path, entry in chosen.items() if not entry["is_query"]]
+def load_sound_annotations(path: str, set_name: str | None) -> tuple[Annotations, set[str]]:
+    """Load an annotation file: (the entries of a set, or all; the paths of the others).
+
+    Raises SoirError if an entry breaks a rule, or there are no queries or no gallery images.
+    """
+    annotations = load_annotations(path)
+    for name, entry in annotations.items():
+        for check, _ in entry_faults(name, entry):
+            place = shorten(name)
+            raise SoirError(f"{path} has errors ({check}: {place}): see what verify_dataset.py says of it")
+    chosen = {name: entry for name, entry in annotations.items() if set_name in (None, entry["set"])}
+    queries, gallery = split_roles(chosen)
     if not queries or not gallery:
         there = ", ".join(sorted({entry["set"] for entry in annotations.values()})) or "none"
         what = "gallery images" if queries else "queries"
-        raise SoirError(f"{args.ann_file} has no {what} of the set {args.set or 'of any name'}; its sets: {there}")
+        raise SoirError(f"{path} has no {what} of the set {set_name or 'of any name'}; its sets: {there}")
+    return chosen, annotations.keys() - chosen.keys()
 
-    faults: dict[str, list[str]] = defaultdict(list)
+
+@exit_status()
+def main() -> int:
+    args = parse_args()
+    check_outputs([args.report, args.per_query, args.preview], [args.ann_file, args.rankings or args.features])
+    base_path = absolute_base(args.base_path)
+    annotations, others = load_sound_annotations(args.ann_file, args.set)
+
+    findings = Findings()
     if args.rankings:
-        results = read_rankings(args.rankings, queries, gallery, annotations.keys() - chosen.keys(), faults)
+        rankings = read_rankings(args.rankings, annotations, others, findings)
     else:
-        results = rank_features(args.features, chosen, queries, gallery, faults)
-    scores = evaluate(chosen, queries, gallery, results, faults)
+        rankings = rank_features(args.features, annotations, findings)
+    scores = evaluate(annotations, rankings, findings)
     if not scores:
         raise SoirError(f"no query of {args.ann_file} has relevant gallery images, so there is nothing to score")
-    add_groups(scores, chosen, gallery, args.base_path)
+    add_groups(scores, annotations, base_path)
     groups = summarize(scores)
-    picture = draw_worst(scores, args.worst, chosen, gallery, args.base_path) if args.preview else None
+    picture = draw_worst(scores, args.worst, annotations, base_path) if args.preview else None
+
     written = [path for path in (args.report, args.per_query, args.preview) if path]
     if args.report:
-        write_whole(args.report, json.dumps({"groups": dict(groups), "faults": faults}, indent=1).encode())
+        faults = {**findings.skipped, **findings.noticed}
+        write_whole(args.report, json.dumps({"groups": groups, "faults": faults}, indent=1).encode())
     if args.per_query:
         write_whole(args.per_query, make_csv(scores))
     if picture:
         write_png(args.preview, picture)
     print_summary(groups)
-    print_skipped(faults, "faults and omissions")
+    print_findings(findings, skipped="faults", noticed="left out")
     if written:
         print(f"\nwrote {', '.join(written)}")
-    return 1 if set(faults) - {"query without relevant gallery images, left out"} else 0
+    return 1 if findings.skipped else 0
 
 
 if __name__ == "__main__":
-    with exit_status():
-        sys.exit(main())
+    sys.exit(main())

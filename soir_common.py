@@ -1,30 +1,24 @@
-"""What the VoxDet-SoIR scripts share: entries, files, masks, boxes, and how a script ends.
+"""What an entry of an annotation file is: its fields, the sets, and every rule that an entry keeps.
 
-An annotation file is one dict, image path -> entry, in a file of torch's. `query_entry` and `gallery_entry` are the
-only makers of entries, so they are where the schema is written down.
+An annotation file is one dict, image path -> entry, in a file of torch's. Entries are made by `query_entry` and
+`gallery_entry`, and judged by `entry_faults`.
 
-    from soir_common import query_entry, save_annotations
+    from soir_common import load_annotations, query_entry, save_annotations
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
-import pickle
-import re
-import signal
-import socket
-import stat
-import sys
-import warnings
-from contextlib import contextmanager, suppress
-from itertools import islice
-from typing import Any, BinaryIO, Callable, Iterable, Iterator
+from typing import Any, Dict, Iterator, Tuple, Union
 
-import numpy as np
+from soir_files import SoirError
+from soir_loading import check_repeats, load_values, save_values
 
-from input_files import open_regular
+Number = Union[int, float]
+Box = Tuple[Number, Number, Number, Number]  # (x1, y1, x2, y2) in pixels, half-open: x2 = x1 + width
+Rle = Dict[str, Any]  # COCO RLE {"size": [height, width], "counts": str}
+Entry = Dict[str, Any]
+Annotations = Dict[str, Entry]
+Size = Tuple[int, int]  # (height, width) of an image
 
 # The sets, and which of them have masks: for queries, for gallery images. INSTRE has boxes only.
 SETS = {
@@ -34,9 +28,11 @@ SETS = {
     "INSTRE-XXS": (False, False),
 }
 
+SPLITS = ("train", "val", "test")
+
 # The published figures (table 1 of the paper, and its text): objects annotated in an image, and object size in % of the
 # image, both mean. Those of VoxDet-SoIR are RoboTools': 9,109 annotations on 1,570 images.
-PUBLISHED = {
+PUBLISHED: dict[str, dict[str, Any]] = {
     "RoboTools": {"name": "VoxDet-SoIR", "objects_per_image_mean": 5.8, "object_size_mean": 1.1},
     "INSTRE-S1": {"name": "INSTRE (S1)", "objects_per_image_mean": 1, "object_size_mean": 21.0},
     "INSTRE-XS": {
@@ -58,28 +54,23 @@ PUBLISHED = {
 # No coordinate, in pixels, may be larger. This also turns down NaN, infinities and integers beyond any float.
 MAX_COORDINATE = 2**31
 
-# No compressed mask may be longer, in characters. A checkerboard of full HD takes 2 million, a real mask of that size a
-# few thousand; to decode one takes a hundred times its length.
-MAX_COUNTS = 4_000_000
+# How far, in pixels, a box may reach out of its image: rounding.
+TOLERANCE = 1
 
 
-class SoirError(Exception):
-    """The run cannot be done. Its text is one sentence for the person: expected, found, where, what to do."""
-
-
-# ------------------------------------------------------------------------------------------------- entries (the schema)
+# -------------------------------------------------------------------------------------------------------------- makers
 
 
 def query_entry(
-    bbox: tuple, mask: dict | None, ins: int, set_name: str, split: str | None = None, obj_name: str | None = None
-) -> dict:
+    bbox: Box, mask: Rle | None, ins: int, set_name: str, split: str | None = None, obj_name: str | None = None
+) -> Entry:
     """The entry of a query: one photograph of one object.
 
     bbox      (x1, y1, x2, y2) in pixels, half-open: x2 = x1 + width
     mask      COCO RLE {"size": [height, width], "counts": str}; None where the source has no masks
-    ins       int, the instance; it counts within its set only, since the ids of OWID and RoboTools collide
+    ins       the instance, from 0 to 2^63 - 1; it counts within its set only, since ids of OWID and RoboTools collide
     set_name  one of SETS
-    split     "train", "val" or "test"; left out if None
+    split     one of SPLITS; left out if None
     obj_name  the object's name in the source; left out if None
     """
     entry = {"bbox": bbox, "mask": mask, "is_query": True, "ins": ins, "set": set_name}
@@ -87,154 +78,184 @@ def query_entry(
 
 
 def gallery_entry(
-    bboxes: list,
-    masks: list,
-    instances: list,
+    bboxes: list[Box],
+    masks: list[Rle],
+    instances: list[int],
     set_name: str,
     split: str | None = None,
-    num_ins: list | None = None,
+    num_ins: list[int] | None = None,
     obj_name: str | None = None,
-) -> dict:
-    """The entry of a gallery image: lists with one item an object, fields as in `query_entry`.
+) -> Entry:
+    """The entry of a gallery image: lists with one item per object, fields as in `query_entry`.
 
-    masks     one RLE an object, or [] where the source has no masks
-    num_ins   list of int, the number of labelled objects in the scene as the source has it; left out if None
+    masks     one RLE per object, or [] where the source has no masks
+    num_ins   for each object, the number of labelled objects in its scene, as the source has it; left out if None
     """
     entry = {"bbox": bboxes, "mask": masks, "is_query": False, "ins": instances, "set": set_name}
     return _with_optional(entry, num_ins=num_ins, split=split, obj_name=obj_name)
 
 
-def _with_optional(entry, **fields):
+def _with_optional(entry: Entry, **fields: Any) -> Entry:
     entry.update((name, value) for name, value in fields.items() if value is not None)
     return entry
 
 
-# ----------------------------------------------------------------------------------------------------- annotation files
+# --------------------------------------------------------------------------------------------------------------- rules
 
 
-def check_outputs(outputs: list, inputs: list) -> None:
-    """`check_output` for all outputs of a script, which may be None; none may be an input or another output too."""
-    taken = {os.path.realpath(path): "an input" for path in inputs if path}
-    for path in filter(None, outputs):
-        check_output(path)
-        real = os.path.realpath(path)
-        if real in taken:
-            raise SoirError(f"the output {path} is {taken[real]} too: name another file")
-        taken[real] = "another output"
+def entry_faults(path: Any, entry: Any) -> Iterator[tuple[str, str]]:
+    """Yield (check, detail) for every rule that an entry breaks; the checks are those of verify_dataset.py.
 
-
-def check_output(path: str) -> None:
-    """Raise SoirError if `path` cannot become an output file. Called before the work, which may take an hour."""
-    if path.endswith(("/", os.sep)):
-        raise SoirError(f"the output {path} is named like a folder: name a file")
-    path = os.path.realpath(path)
-    folder = os.path.dirname(path)
-    if not os.path.isdir(folder):
-        raise SoirError(f"the folder of the output, {folder}, does not exist: create it, or name another output")
-    if not os.access(folder, os.W_OK):
-        raise SoirError(f"the folder of the output, {folder}, is not writable: name another output")
-    try:
-        mode = os.stat(path).st_mode
-    except FileNotFoundError:
+    An entry without faults can be relied on: its fields are there, of their types, and of one length; its boxes are
+    finite, of positive size, and not left of or above the image. Its masks may still be anything: see soir_masks.py.
+    """
+    if type(path) is not str or not path or not isinstance(entry, dict):
+        yield "entry-type", f"found {type(entry).__name__}"
         return
-    except OSError as error:  # a link that leads to itself, a name that is too long
-        raise SoirError(f"the output {path} cannot be written: {error.strerror}; name another output") from error
+    missing = [field for field in ("bbox", "mask", "is_query", "ins", "set") if field not in entry]
+    for field in missing:
+        yield "field-missing", field
+    if missing:
+        return
+    if type(entry["is_query"]) is not bool:
+        yield "field-type", "is_query is not a bool"
+    elif type(entry["set"]) is not str:
+        yield "field-type", "set is not text"
+    elif entry["set"] not in SETS:
+        yield "set-unknown", entry["set"][:40]
     else:
-        if not stat.S_ISREG(mode):
-            raise SoirError(f"the output {path} exists and is no regular file: name another output")
-        if not os.access(path, os.W_OK) or not mode & 0o222:  # root may write anything, yet read-only was meant
-            raise SoirError(f"the output {path} is read-only: make it writable, or name another output")
+        if entry.get("split") is not None and entry["split"] not in SPLITS:
+            yield "split-unknown", _found(entry["split"])
+        if "obj_name" in entry and type(entry["obj_name"]) is not str:
+            yield "field-type", "obj_name is not text"
+        yield from _query_faults(entry) if entry["is_query"] else _gallery_faults(entry)
 
 
-def write_whole(path: str, data: bytes | memoryview) -> None:
-    """Write bytes to a file, as `whole_file` does. Raises SoirError."""
-    with whole_file(path) as file:
-        file.write(data)
+def _query_faults(entry: Entry) -> Iterator[tuple[str, str]]:
+    yield from _object_faults([entry["ins"]], [entry["bbox"]])
+    has_masks, _ = SETS[entry["set"]]
+    if has_masks and entry["mask"] is None:
+        yield "mask-missing", ""
+    elif not has_masks and entry["mask"] is not None:
+        yield "mask-unexpected", ""
 
 
-@contextmanager
-def whole_file(path: str) -> Iterator[BinaryIO]:
-    """Open a file to write bytes to, so that `path` holds either what it held before or all of it, whatever happens.
-
-    The data goes to a temporary file in the same folder, which then takes the place of `path`. Temporary files of
-    runs that were killed are removed first. Raises SoirError.
-    """
-    check_output(path)
-    path = os.path.realpath(path)  # a link stays a link, its target is replaced
-    folder = os.path.dirname(path)
-    prefix = f".soir-{socket.gethostname()}-"
-    temporary = os.path.join(folder, f"{prefix}{os.getpid()}.tmp")
-    try:
-        for name in os.listdir(folder):
-            owner = re.fullmatch(re.escape(prefix) + r"([0-9]+)\.tmp", name)
-            if owner and not _is_running(int(owner.group(1))):
-                with suppress(OSError):  # another run was first, or it is somebody else's
-                    os.unlink(os.path.join(folder, name))
-        with open(temporary, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        raise SoirError(f"cannot write {path}: {error.strerror or error}; what was there is untouched") from error
-    finally:
-        if os.path.lexists(temporary):
-            os.unlink(temporary)
+def _gallery_faults(entry: Entry) -> Iterator[tuple[str, str]]:
+    fields = ["bbox", "mask", "ins"] + ["num_ins"] * (entry.get("num_ins") is not None)
+    wrong = [field for field in fields if not isinstance(entry[field], (list, tuple))]
+    for field in wrong:
+        yield "field-type", f"{field} is not a list"
+    if wrong:
+        return
+    boxes, masks, ids = entry["bbox"], entry["mask"], entry["ins"]
+    _, has_masks = SETS[entry["set"]]
+    if masks and not has_masks:
+        yield "mask-unexpected", ""
+    elif has_masks and boxes and not masks:
+        yield "mask-missing", ""
+    elif len(ids) != len(boxes) or has_masks and len(masks) != len(boxes):
+        yield "length-mismatch", f"{len(boxes)} boxes, {len(ids)} ids, {len(masks)} masks"
+    elif "num_ins" in fields and len(entry["num_ins"]) != len(boxes):
+        yield "length-mismatch", f"{len(boxes)} boxes, {len(entry['num_ins'])} num_ins"
+    elif "num_ins" in fields and not all(type(number) is int and number > 0 for number in entry["num_ins"]):
+        yield "field-type", "num_ins is not a list of positive integers"
+    yield from _object_faults(ids, boxes)
 
 
-def _is_running(pid):
-    if pid == os.getpid():
-        return False  # this run has no temporary file yet: one with its number is left from an earlier process
-    if os.name == "nt":
-        return False  # there a file that is open cannot be removed, so trying to is safe
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
+def _object_faults(ids: list[Any], boxes: list[Any]) -> Iterator[tuple[str, str]]:
+    for number in ids:
+        if not is_id(number):
+            yield "id-type", _found(number)
+    for box in boxes:
+        if not isinstance(box, (tuple, list)) or len(box) != 4 or not all(type(v) in (int, float) for v in box):
+            yield "box-malformed", _found(box)
+        elif not all(map(is_coordinate, box)):
+            yield "box-not-finite", ""
+        elif not is_box(box):
+            yield "box-inside-out", f"{tuple(box)}"
+        elif box[0] < -TOLERANCE or box[1] < -TOLERANCE:
+            yield "box-outside", f"{tuple(box)}"
+
+
+def extent_faults(entry: Entry, size: Size) -> Iterator[tuple[str, str]]:
+    """Yield (check, detail) for the boxes of an entry that reach out of their image, whose (height, width) is known."""
+    height, width = size
+    for box in boxes_of(entry):
+        if box[2] > width + TOLERANCE or box[3] > height + TOLERANCE:
+            yield "box-outside", f"{tuple(box)} in an image of {width} x {height}"
+
+
+def is_id(value: Any) -> bool:
+    """Whether a value of a file is an instance id: an integer from 0 to 2^63 - 1 (no bool, nor the text "5")."""
+    return type(value) is int and 0 <= value < 2**63
+
+
+def is_coordinate(value: Any) -> bool:
+    """Whether a value of a file is a number of pixels: no bool, no text, not NaN, not beyond MAX_COORDINATE."""
+    return type(value) in (int, float) and abs(value) <= MAX_COORDINATE
+
+
+def is_box(value: Any) -> bool:
+    """Whether a value of a file is a box (x1, y1, x2, y2) of positive width and height."""
+    if not isinstance(value, (tuple, list)) or len(value) != 4 or not all(map(is_coordinate, value)):
         return False
-    except OSError:
-        return True
-    return True
+    return bool(value[2] > value[0] and value[3] > value[1])
 
 
-def save_annotations(annotations: dict, path: str) -> int:
-    """Save a dict, image path -> entry, for `torch.load(path)`. Returns the size in bytes. Raises SoirError.
-
-    The file is one of torch's (torch/serialization.py): an archive, not compressed, with a pickle of protocol 2, here
-    some entries at a time. `torch.save` takes a dozen times as long, twice the memory of the file on top, and the
-    import of torch. The same dict gives the same bytes.
-    """
-    with whole_file(path) as file:
-        try:
-            _write_archive(annotations, file)
-        except ValueError as error:  # an interrupt at the wrong moment comes out of zipfile as this
-            raise error.__context__ or error from None
-        return file.tell()
+def _found(value: Any) -> str:
+    return f"found {shorten(repr(value[:80]) if isinstance(value, str) else value)}"
 
 
-def _write_archive(annotations, file):
-    import zipfile  # here, not above: --help has no need of it, and it takes 10 ms
-
-    with zipfile.ZipFile(file, "w") as archive:
-        with archive.open(zipfile.ZipInfo("archive/data.pkl"), "w", force_zip64=True) as output:
-            output.write(b"\x80\x02}")  # protocol 2, a dict
-            entries = iter(annotations.items())
-            for _ in range(0, len(annotations), 1000):
-                part = pickle.dumps(dict(islice(entries, 1000)), protocol=2)
-                output.write(part[5:-1])  # without its protocol, its dict and its end: so it adds to ours
-            output.write(b".")
-        archive.writestr(zipfile.ZipInfo("archive/byteorder"), "little")
-        archive.writestr(zipfile.ZipInfo("archive/version"), "3\n")
+def shorten(value: Any) -> str:
+    """What a message shows of a value that may be anything: repr() of nested lists can take forever, and all memory."""
+    if not isinstance(value, (str, int, float)):
+        return f"({type(value).__name__})"
+    text = str(value)
+    return text if len(text) <= 80 else text[:77] + "..."
 
 
-def read_json(path: str, object_hook: Callable | None = None) -> Any:
-    """Read a JSON file, in UTF-8. Raises SoirError if it is none."""
-    try:
-        with open_regular(path) as file:
-            return json.loads(file.read().decode("utf-8-sig"), object_hook=object_hook)
-    except OSError as error:
-        raise SoirError(f"cannot read {path}: {error.strerror or error}") from error
-    except (ValueError, RecursionError) as error:
-        raise SoirError(f"{path} is no JSON, or only the start of one ({error}): get the file again") from error
+# ------------------------------------------------------------------------------------------------- what an entry shows
+
+
+def boxes_of(entry: Entry) -> list[Box]:
+    """The boxes of an entry, one per object."""
+    return [entry["bbox"]] if entry["is_query"] else entry["bbox"]
+
+
+def instances_of(entry: Entry) -> list[int]:
+    """The instances of an entry, one per object."""
+    return [entry["ins"]] if entry["is_query"] else entry["ins"]
+
+
+def masks_of(entry: Entry) -> list[Any]:
+    """The masks of an entry: one per object, or none."""
+    if entry["is_query"]:
+        return [] if entry["mask"] is None else [entry["mask"]]
+    masks: list[Any] = entry["mask"]
+    return masks
+
+
+def boxes_of_instance(entry: Entry, instance: int) -> list[Box]:
+    """Those boxes of an entry that show an instance."""
+    return [box for box, number in zip(boxes_of(entry), instances_of(entry)) if number == instance]
+
+
+def xyxy_of(box_xywh: Any) -> Box | None:
+    """[x, y, width, height], from a file -> half-open (x1, y1, x2, y2); None if that is no box of positive size."""
+    if not isinstance(box_xywh, list) or len(box_xywh) != 4 or not all(map(is_coordinate, box_xywh)):
+        return None
+    x, y, width, height = box_xywh
+    box = (x, y, x + width, y + height)
+    return box if box[2] > x and box[3] > y else None
+
+
+def box_area(box: Box) -> float:
+    return (box[2] - box[0]) * (box[3] - box[1])
+
+
+def box_share(box: Box, size: Size) -> float:
+    """The size of an object: the share of its image, of (height, width), that its box covers, in %."""
+    return 100 * box_area(box) / (size[0] * size[1])
 
 
 def difficulty(occurrences: int) -> str:
@@ -244,164 +265,40 @@ def difficulty(occurrences: int) -> str:
     return "medium" if occurrences >= 5 else "hard"
 
 
-# -------------------------------------------------------------------------------------------------------- boxes, masks
+# ----------------------------------------------------------------------------------------------------- annotation files
 
 
-def is_coordinate(value: Any) -> bool:
-    """Whether a value of a file is a number of pixels: no bool, no text, not NaN, not beyond MAX_COORDINATE."""
-    return type(value) in (int, float) and abs(value) <= MAX_COORDINATE
+def load_annotations(path: str) -> Annotations:
+    """Load an annotation file, of anybody's: nothing in it is run (see soir_loading.py).
 
-
-def corners(box_xywh: Any) -> tuple | None:
-    """[x, y, width, height] -> half-open (x1, y1, x2, y2); None if that is no box of positive size."""
-    if not isinstance(box_xywh, list) or len(box_xywh) != 4:
-        return None
-    if not all(map(is_coordinate, box_xywh)):
-        return None
-    x, y, width, height = box_xywh
-    box = (x, y, x + width, y + height)
-    return box if box[2] > x and box[3] > y else None
-
-
-def decode_counts(strings: list) -> tuple[np.ndarray, np.ndarray]:
-    """COCO's compressed run lengths of many masks -> (runs, ends).
-
-    strings  list of bytes, one a mask; any bytes at all are safe, unlike in pycocotools' C code, which trusts them
-    runs     int64 [N], the run lengths of all masks, one after the other; whether they are >= 0 and fill the image
-             is for the caller to check
-    ends     int64 [len(strings)], where the runs of each mask end; a malformed string has no runs
-    The code: a number is 5 bits a character (48 + bits), lowest first, bit 6 set if more follow, bit 5 of the last
-    one the sign; from the fourth run on it is the difference to the run before the last (rleToString in maskApi.c).
+    Returns a dict, image path -> entry; of what it holds, nothing has been checked yet.
+    Raises SoirError if the file is missing, or is no torch file of one dict of plain values.
     """
-    code = np.frombuffer(b"".join(strings), dtype=np.uint8) - np.uint8(48)
-    stops = np.cumsum(np.fromiter(map(len, strings), dtype=np.int64, count=len(strings)))
-    if not code.size:
-        return np.zeros(0, dtype=np.int64), np.zeros(len(strings), dtype=np.int64)
-    is_last = code < 32
-    is_last[stops[stops > 0] - 1] = True  # whatever it says, a number ends with its string
-    last = np.flatnonzero(is_last)
-    first = np.concatenate(([0], last[:-1] + 1))
-    digits = last - first + 1
-    shifts = np.arange(code.size) - np.repeat(first, digits)
-    values = np.add.reduceat((code & 31).astype(np.int64) << (5 * np.minimum(shifts, 7)), first)
-    values -= (code[last] >> 4 & 1).astype(np.int64) << (5 * np.minimum(digits, 7))
-
-    before = np.cumsum(is_last)[stops - 1] * (stops > 0)  # numbers up to the end of each string
-    owner = np.repeat(np.arange(len(strings)), np.diff(before, prepend=0))  # the mask that each number belongs to
-    malformed = np.zeros(len(strings), dtype=bool)
-    malformed[owner[(digits > 7) | (code[last] > 31)]] = True  # over 35 bits, or cut short
-    malformed[np.searchsorted(stops, np.flatnonzero(code > 63), side="right")] = True
-    if malformed.any():
-        keep = ~malformed[owner]
-        values, owner = values[keep], owner[keep]
-
-    lengths = np.bincount(owner, minlength=len(strings))
-    ends = np.cumsum(lengths)
-    starts = ends - lengths
-    odd = (np.arange(values.size) - np.repeat(starts, lengths)) % 2 == 1
-    runs = np.empty_like(values)
-    for chain, step in ((odd, 0), (~odd, 1)):  # the differences run along every other number, but for the first
-        total = np.concatenate(([0], np.cumsum(values * chain)))
-        base = total[np.minimum(starts + step, values.size)]
-        np.copyto(runs, total[1:] - np.repeat(base, lengths), where=chain)
-    firsts = starts[lengths > 0]
-    runs[firsts] = values[firsts]
-    return runs, ends
+    annotations = load_values(path)
+    if type(annotations) is not dict:
+        raise SoirError(f"{path} holds a {type(annotations).__name__}: expected a dict, image path -> entry")
+    check_repeats(path, map(_entry_size, annotations.values()))
+    return annotations
 
 
-# ------------------------------------------------------------------------------------------------------------- scripts
+def _entry_size(entry: Any) -> int:
+    """How much is in the lists of an entry, which may be anything, and in its masks."""
+    if type(entry) is not dict:
+        return 0
+    masks, size = entry.get("mask"), 0
+    for value in (masks, entry.get("bbox"), entry.get("ins"), entry.get("num_ins")):
+        if isinstance(value, (list, tuple)):
+            size += len(value)
+    for mask in masks if isinstance(masks, (list, tuple)) else (masks,):
+        counts = mask.get("counts") if isinstance(mask, dict) else None
+        if isinstance(counts, (str, bytes, list)):
+            size += len(counts)
+    return size
 
 
-@contextmanager
-def exit_status() -> Iterator[None]:
-    """Run a script's main() in this: bad input, Ctrl-C and SIGTERM end in one line and an exit status."""
+def save_annotations(annotations: Annotations, path: str) -> int:
+    """Save a dict, image path -> entry, for `torch.load(path)`. Returns the size of the file in bytes.
 
-    def terminate(number, frame):
-        raise KeyboardInterrupt
-
-    def end(message, status):
-        with suppress(OSError):  # a full disk may be where the message would go
-            print(message, file=sys.stderr, flush=True)
-        sys.exit(status)
-
-    signal.signal(signal.SIGTERM, terminate)
-    for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:  # a shell closed it
-            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
-        # A file name may hold bytes that the terminal's code lacks.
-        getattr(sys, name).reconfigure(errors="backslashreplace")
-    try:
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of Pillow and NumPy, on what is odd in a file
-                yield
-        finally:
-            sys.stdout.flush()
-    except KeyboardInterrupt:
-        end("interrupted", 130)
-    except MemoryError:
-        end("error: out of memory", 2)
-    except BrokenPipeError:  # the reader of our output, `head` perhaps, has gone
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        sys.exit(141)
-    except (SoirError, OSError) as error:  # OSError: an input that vanished in mid-run, say
-        end(f"error: {printable(str(error))}", 2)
-
-
-def find_root(root: str, paths: list) -> str | None:
-    """A folder beside the root given, one level deeper or higher, that holds all of the paths; None if none does."""
-    try:
-        folders = [os.path.join(root, name) for name in sorted(os.listdir(root))]
-    except OSError:
-        return None
-    folders.append(os.path.dirname(os.path.abspath(root)))
-    return next((f for f in folders if all(os.path.exists(os.path.join(f, path)) for path in paths)), None)
-
-
-def add_common_options(parser: argparse.ArgumentParser) -> None:
-    """The options of every script that makes an annotation file."""
-    add = parser.add_argument
-    add("--workers", type=positive, default=os.cpu_count() or 1, metavar="N", help="processes (default: all cores)")
-    add("--relative-paths", action="store_true", help="image paths start at the root, so that the file can move")
-    add("--strict", action="store_true", help="exit with 1 if anything was skipped")
-
-
-def positive(text: str) -> int:
-    """A type for argparse: a count from 1 up."""
-    if not re.fullmatch("[0-9]{1,6}", text) or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"expected a number from 1 up, found {text}")
-    return int(text)
-
-
-def progress_bar(title: str, items: Iterable | None = None, total: int | None = None) -> Any:
-    """A progress bar of tqdm, on a terminal only."""
-    from tqdm import tqdm  # here, not above: --help has no need of it, and it takes 30 ms
-
-    return tqdm(items, desc=title, total=total, disable=None)
-
-
-def print_skipped(skipped: dict, title: str = "skipped") -> None:
-    """Print what was skipped: one line per reason, with the count and the first three places.
-
-    skipped  dict, reason -> list of places
+    The same dict gives the same bytes. Raises SoirError if the file cannot be written.
     """
-    if not skipped:
-        return
-    print(f"\n{title}:")
-    width = max(len(f"{len(places):,}") for places in skipped.values())
-    for reason, places in sorted(skipped.items()):
-        more = ", ..." if len(places) > 3 else ""
-        print(f"  {len(places):>{width},} x {reason}: {', '.join(map(printable, places[:3]))}{more}")
-
-
-def shorten(value: Any) -> str:
-    """What a report shows of a value that may be anything: repr() of nested lists can take forever, and all memory."""
-    if not isinstance(value, (str, int, float)):
-        return f"({type(value).__name__})"
-    text = str(value)
-    return text if len(text) <= 80 else text[:77] + "..."
-
-
-def printable(text: str) -> str:
-    """Text of a file as a terminal can take it: a name with a line break or an escape code must not forge a line."""
-    return text if text.isprintable() else text.encode("unicode_escape").decode("ascii")
+    return save_values(annotations, path)

@@ -1,0 +1,173 @@
+"""How a script talks and ends: its common options, its exit status, progress, tables, and what it found wrong.
+
+    from soir_console import exit_status, make_parser
+
+A script imports this module before any other, so that Ctrl-C and a missing requirement end in one line even while the
+rest is being imported. That is why only Python's own modules are imported here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import signal
+import sys
+import warnings
+from collections import defaultdict
+from contextlib import contextmanager, suppress
+from typing import Any, Iterable, Iterator, NoReturn, TypeVar
+
+from soir_files import SoirError
+
+VERSION = "1.0.0"
+
+T = TypeVar("T")
+
+
+# ---------------------------------------------------------------------------------------------------------- how it ends
+
+
+@contextmanager
+def exit_status() -> Iterator[None]:
+    """Around main(), as a decorator: bad input, Ctrl-C and SIGTERM end in one line and an exit status.
+
+    Exit status: 2 the run could not be done, 130 it was interrupted, 141 the reader of its output has gone.
+    """
+
+    def interrupt(number: int, frame: object) -> NoReturn:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, interrupt)
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # a shell closed it
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+        # The name of a file may hold bytes that the terminal's code lacks.
+        getattr(sys, name).reconfigure(errors="backslashreplace")
+    try:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of Pillow and NumPy, on what is odd in a file
+                yield
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:  # the reader of our output, `head` perhaps, has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        sys.exit(141)
+    except (KeyboardInterrupt, MemoryError, SoirError, OSError) as error:  # OSError: an input that vanished, say
+        _end_in_one_line(error)
+
+
+def _end_in_one_line(error: BaseException) -> NoReturn:
+    if isinstance(error, KeyboardInterrupt):
+        message, status = "interrupted", 130
+    elif isinstance(error, MemoryError):
+        message, status = "error: out of memory", 2
+    else:
+        message, status = f"error: {printable(str(error))}", 2
+    with suppress(OSError):  # a full disk may be where the message would go
+        print(message, file=sys.stderr, flush=True)
+    sys.exit(status)
+
+
+def _end_while_importing(kind: type[BaseException], error: BaseException, traceback: Any) -> None:
+    """Python calls this for what no `exit_status` has caught: what is raised while a script imports its modules."""
+    if isinstance(error, ModuleNotFoundError) and error.name in ("numpy", "PIL", "pycocotools", "torch", "tqdm"):
+        name = "pillow" if error.name == "PIL" else error.name
+        _end_in_one_line(SoirError(f"{name} is not installed: pip install -r requirements.txt"))
+    if isinstance(error, KeyboardInterrupt):
+        _end_in_one_line(error)
+    sys.__excepthook__(kind, error, traceback)
+
+
+sys.excepthook = _end_while_importing
+
+
+# -------------------------------------------------------------------------------------------------------------- options
+
+
+def make_parser(description: str, statuses: str) -> argparse.ArgumentParser:
+    """A parser of the command line with what every script has.
+
+    statuses  what its exit statuses mean
+    """
+    parser = argparse.ArgumentParser(description=description, epilog=f"Exit status: {statuses}.")
+    parser.add_argument("--version", action="version", version=f"VoxDet-SoIR tools {VERSION}")
+    return parser
+
+
+def add_creation_options(parser: argparse.ArgumentParser) -> None:
+    """The options of the scripts that make annotation files from images."""
+    add = parser.add_argument
+    add("--workers", type=positive, default=os.cpu_count() or 1, metavar="N", help="processes (default: all cores)")
+    add("--relative-paths", action="store_true", help="image paths start at the root, so that the file can move")
+    add("--strict", action="store_true", help="exit with 1 if anything was skipped")
+
+
+def positive(text: str) -> int:
+    """A type for argparse: a count from 1 up."""
+    if not re.fullmatch("[0-9]{1,6}", text) or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"expected a number from 1 up, found {text}")
+    return int(text)
+
+
+def png_name(text: str) -> str:
+    """A type for argparse: the name of a picture to write."""
+    if not text.lower().endswith(".png"):
+        raise argparse.ArgumentTypeError(f"expected a name that ends in .png, found {text}")
+    return text
+
+
+# ------------------------------------------------------------------------------------------------------- what it prints
+
+
+class Findings:
+    """What a run found wrong with its input: for each reason, the places where it was found.
+
+    skipped  what was left out
+    noticed  what was kept, but is worth knowing
+    """
+
+    def __init__(self) -> None:
+        self.skipped: defaultdict[str, list[str]] = defaultdict(list)
+        self.noticed: defaultdict[str, list[str]] = defaultdict(list)
+
+    def skip(self, reason: str, place: str) -> None:
+        self.skipped[reason].append(place)
+
+    def notice(self, reason: str, place: str) -> None:
+        self.noticed[reason].append(place)
+
+    def __bool__(self) -> bool:
+        return bool(self.skipped or self.noticed)
+
+
+def print_findings(findings: Findings, skipped: str = "skipped", noticed: str = "noticed") -> None:
+    """Print two lists with these titles: one line per reason, with the count and the first three places."""
+    for title, reasons in ((skipped, findings.skipped), (noticed, findings.noticed)):
+        if reasons:
+            print(f"\n{title}:")
+            width = max(len(f"{len(places):,}") for places in reasons.values())
+            for reason, places in sorted(reasons.items()):
+                more = ", ..." if len(places) > 3 else ""
+                print(f"  {len(places):>{width},} x {reason}: {', '.join(map(printable, places[:3]))}{more}")
+
+
+def print_table(rows: list[list[str]]) -> None:
+    """Print rows of cells, the first row being the titles; the first column to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    for row in rows:
+        cells = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:]))]
+        print("  ".join(cells).rstrip())
+
+
+def progress_bar(title: str, items: Iterable[T] = (), total: int | None = None) -> Any:
+    """A progress bar of tqdm, on a terminal only: iterable like `items`, or to be moved on with update()."""
+    from tqdm import tqdm  # here, not above: --help has no need of it, and it takes 30 ms
+
+    return tqdm(items, desc=title, total=total, disable=None)
+
+
+def printable(text: str) -> str:
+    """Text of a file as a terminal can take it: a name with a line break or an escape code must not forge a line."""
+    return text if text.isprintable() else text.encode("unicode_escape").decode("ascii")

@@ -1,0 +1,173 @@
+"""Files: open those of strangers, read JSON, write outputs so that they appear whole or not at all.
+
+from soir_files import SoirError, read_json, write_whole
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import re
+import socket
+import stat
+from contextlib import contextmanager, suppress
+from typing import Any, BinaryIO, Callable, Iterable, Iterator
+
+
+class SoirError(Exception):
+    """The run cannot be done. Its text is one sentence for the person: expected, found, where, what to do."""
+
+
+# ------------------------------------------------------------------------------------------------------------- reading
+
+
+def open_regular(path: str) -> BinaryIO:
+    """Open a file for reading bytes. Raises OSError, also for a FIFO or a device, which would block or never end."""
+    try:
+        return open(path, "rb", opener=_open_regular)
+    except ValueError as error:  # a NUL in the path
+        raise OSError(f"not a file: {path!r}") from error
+
+
+def _open_regular(path: str, flags: int) -> int:
+    descriptor = os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(f"not a regular file: {path}")
+    return descriptor
+
+
+def read_bytes(path: str, limit: int) -> bytes:
+    """The bytes of a file. Raises OSError, also for a file of more than `limit` bytes."""
+    with open_regular(path) as file:
+        data = file.read(limit + 1)
+    if len(data) > limit:
+        raise OSError(f"too large, over {limit:,} bytes: {path}")
+    return data
+
+
+def read_json(path: str, object_hook: Callable[[dict[str, Any]], Any] | None = None) -> Any:
+    """Read a JSON file, in UTF-8. Raises SoirError if the file cannot be read or is not valid JSON."""
+    try:
+        with open_regular(path) as file, no_garbage_collection():
+            return json.loads(file.read().decode("utf-8-sig"), object_hook=object_hook)
+    except OSError as error:
+        raise SoirError(f"cannot read {path}: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:
+        raise SoirError(f"{path} is no JSON, or only the start of one ({error}): get the file again") from error
+
+
+def find_root(root: str, paths: list[str]) -> str | None:
+    """A folder one level below or above `root` that holds all of the paths; None if there is none. For hints."""
+    try:
+        folders = [os.path.join(root, name) for name in sorted(os.listdir(root))]
+    except OSError:
+        return None
+    folders.append(os.path.dirname(os.path.abspath(root)))
+    return next((f for f in folders if all(os.path.exists(os.path.join(f, path)) for path in paths)), None)
+
+
+@contextmanager
+def no_garbage_collection() -> Iterator[None]:
+    """Pause the collector of cycles while millions of containers are made: it would take three times the time."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+# ------------------------------------------------------------------------------------------------------------- writing
+
+
+def check_outputs(outputs: Iterable[str | None], inputs: Iterable[str | None] = ()) -> None:
+    """Raise SoirError if an output cannot become a file, or is an input or another output too.
+
+    Called before the work, which may take an hour. An output that is None is not wanted.
+    """
+    taken = {os.path.realpath(path): "an input" for path in inputs if path}
+    for path in filter(None, outputs):
+        _check_output(path)
+        real = os.path.realpath(path)
+        if real in taken:
+            raise SoirError(f"the output {path} is {taken[real]} too: name another file")
+        taken[real] = "another output"
+
+
+def _check_output(path: str) -> None:
+    if path.endswith(("/", os.sep)):
+        raise SoirError(f"the output {path} is named like a folder: name a file")
+    path = os.path.realpath(path)
+    folder = os.path.dirname(path)
+    if not os.path.isdir(folder):
+        raise SoirError(f"the folder of the output, {folder}, does not exist: create it, or name another output")
+    if not os.access(folder, os.W_OK):
+        raise SoirError(f"the folder of the output, {folder}, is not writable: name another output")
+    try:
+        mode = os.stat(path).st_mode
+    except FileNotFoundError:
+        return
+    except OSError as error:  # a link that leads to itself, a name that is too long
+        raise SoirError(f"the output {path} cannot be written: {error.strerror}; name another output") from error
+    if not stat.S_ISREG(mode):
+        raise SoirError(f"the output {path} exists and is no regular file: name another output")
+    if not os.access(path, os.W_OK) or not mode & 0o222:  # root may write anything, yet read-only was meant
+        raise SoirError(f"the output {path} is read-only: make it writable, or name another output")
+
+
+def write_whole(path: str, data: bytes | memoryview) -> None:
+    """Write bytes to a file, as `whole_file` does. Raises SoirError."""
+    with whole_file(path) as file:
+        file.write(data)
+
+
+@contextmanager
+def whole_file(path: str) -> Iterator[BinaryIO]:
+    """Open a file to write bytes to, so that `path` holds either what it held before or all of it, whatever happens.
+
+    The data goes to a temporary file in the same folder, which then takes the place of `path`. One that a killed run
+    left behind is removed by the next run with the same output. Raises SoirError.
+    """
+    _check_output(path)
+    path = os.path.realpath(path)  # a link stays a link, its target is replaced
+    prefix = f"{path}.{socket.gethostname()}-"
+    temporary = f"{prefix}{os.getpid()}.tmp"
+    try:
+        _remove_stale(prefix)
+        with open(temporary, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise SoirError(f"cannot write {path}: {error.strerror or error}; what was there is untouched") from error
+    finally:
+        with suppress(FileNotFoundError):
+            os.unlink(temporary)
+
+
+def _remove_stale(prefix: str) -> None:
+    """Remove temporary files <prefix><process id>.tmp whose process is gone; two runs at once leave each other's."""
+    folder, start = os.path.split(prefix)
+    for name in os.listdir(folder):
+        match = re.fullmatch(re.escape(start) + r"([0-9]{1,9})\.tmp", name)
+        if match and not _is_running(int(match.group(1))):
+            with suppress(OSError):  # another run was first, or it is somebody else's
+                os.unlink(os.path.join(folder, name))
+
+
+def _is_running(process: int) -> bool:
+    if process == os.getpid():
+        return False  # this run has no temporary file yet: one with its number is left from an earlier process
+    if os.name == "nt":
+        return False  # a file that is open cannot be removed there, so it is safe to try
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # it is somebody else's
+        return True
+    return True

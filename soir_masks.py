@@ -1,0 +1,376 @@
+"""COCO RLE: from images, from run lengths and polygons; to boxes and pixels; valid or not.
+
+    from soir_masks import read_mask, decode_mask
+
+A mask is {"size": [height, width], "counts": ...}. Its counts are run lengths in column-major order, the first one
+background; as a list, or compressed to text. The format: https://github.com/cocodataset/cocoapi/blob/master/common/maskApi.h
+"""
+
+from __future__ import annotations
+
+import array
+import functools
+from typing import Any, Iterable, Iterator, NamedTuple, Tuple
+
+import numpy as np
+import pycocotools.mask as coco_mask
+from PIL import Image, ImageChops
+
+from soir_common import Rle, is_coordinate
+from soir_images import is_image_size, read_image
+
+MaskBox = Tuple[int, int, int, int]  # (x1, y1, x2, y2), half-open
+
+# No compressed mask may be longer, in characters. A checkerboard of full HD takes 2 million, a real mask of that size a
+# few thousand; to decode one takes a hundred times its length.
+MAX_COUNTS = 4_000_000
+
+# How long the outlines of an object's polygons may be, in height + width of the image: pycocotools walks them in steps
+# of a fifth of a pixel, and would allocate gigabytes.
+MAX_OUTLINE = 20
+
+# Masks that are decoded at a time: enough for NumPy to be fast, few enough to stay in the cache.
+CHUNK = 256
+
+
+# ------------------------------------------------------------------------------------------------------- from an image
+
+
+def read_mask(path: str) -> tuple[Rle, MaskBox] | None:
+    """Read a mask image: its compressed RLE, and the half-open box (x1, y1, x2, y2) of it; None if no pixel is set.
+
+    JPEG masks are 255 times the mask, with ringing around every contour, so there half of 255 separates object and
+    background. Masks in lossless formats may be 0/1, 0/255 or 0/65535: there it is half of the largest value.
+    Raises OSError if the file is no image that can be read, ValueError for noise, which would take gigabytes.
+    """
+    image = read_image(path, luminance=True)
+    # Only the rectangle that is not black is looked at; that is most of the speed.
+    rectangle = image.getbbox() if image.mode in ("1", "L", "RGB") else (0, 0, *image.size)
+    if rectangle is None:
+        return None
+    values = np.asarray(_brightness(image.crop(rectangle)))
+    threshold = 127 if image.format == "JPEG" else values.max() / 2
+    return encode_mask(values > threshold, (rectangle[1], rectangle[0]), (image.height, image.width))
+
+
+def _brightness(image: Image.Image) -> Image.Image:
+    """A mask in any mode -> one channel: the brightest of its colours, or its alpha if nothing else is set."""
+    if image.mode in ("P", "PA"):
+        image = image.convert("RGBA" if image.mode == "PA" or "transparency" in image.info else "RGB")
+    elif image.mode in ("CMYK", "YCbCr", "LAB", "HSV"):
+        image = image.convert("RGB")
+    if image.mode not in ("RGB", "LA", "RGBA"):
+        return image
+    if image.mode == "RGB":
+        return functools.reduce(ImageChops.lighter, image.split())
+    *colours, alpha = image.split()
+    visible = ImageChops.multiply(functools.reduce(ImageChops.lighter, colours), alpha)
+    is_constant = len(set(alpha.getextrema())) == 1
+    return alpha if visible.getbbox() is None and not is_constant else visible  # a constant alpha shows nothing
+
+
+def encode_mask(foreground: np.ndarray, corner: tuple[int, int], size: tuple[int, int]) -> tuple[Rle, MaskBox] | None:
+    """Encode a mask of which only a rectangle is not empty, as `read_mask` does. pycocotools takes ten times as long.
+
+    foreground  bool [h, w], the rectangle
+    corner      (y, x) of its upper left pixel in the image
+    size        (height, width) of the image
+    Raises ValueError for noise.
+    """
+    (h, w), (top, left), (height, width) = foreground.shape, corner, size
+    differs = np.empty((h + 1, w), dtype=bool)  # from the pixel above; above and below the rectangle is background
+    differs[0], differs[-1] = foreground[0], foreground[-1]
+    np.not_equal(foreground[1:], foreground[:-1], out=differs[1:-1])
+    most = MAX_COUNTS // 7  # runs; each takes up to 7 characters
+    if differs.size > most and np.count_nonzero(differs) > most:
+        raise ValueError("far too many runs for a mask")
+    flat = np.flatnonzero(differs)
+    if not flat.size:
+        return None
+    ys = flat // w
+    edges = (left + flat - ys * w) * height + (top + ys)  # where runs start and end, in turn
+    edges.sort()
+    first, last = int(edges[0]), int(edges[-1])
+    runs = np.empty(edges.size + 1, dtype=np.uint32)
+    runs[0], runs[-1] = first, height * width - last
+    runs[1:-1] = edges[1:] - edges[:-1]
+    box = first // height, top + int(ys[0]), (last - 1) // height + 1, top + int(ys[-1])
+    return compress_runs(runs, size), box
+
+
+def compress_runs(runs: np.ndarray, size: tuple[int, int]) -> Rle:
+    """Run lengths -> compressed RLE.
+
+    runs  uint32 [N], that sum to height * width
+    size  (height, width)
+    """
+    height, width = size
+    if not runs[1:].all():  # merge runs of length 0 with their neighbours, so that each mask has one encoding
+        edges, times = np.unique(np.cumsum(runs, dtype=np.int64)[:-1], return_counts=True)
+        edges = edges[(times % 2 == 1) & (edges < height * width)]
+        runs = np.diff(np.concatenate(([0], edges, [height * width]))).astype(np.uint32)
+    rle = coco_mask.frPyObjects({"size": [height, width], "counts": runs}, height, width)
+    return {"size": [height, width], "counts": rle["counts"].decode("ascii")}
+
+
+# ---------------------------------------------------------------------------------------------------- from a COCO file
+
+
+def compress_rle(record: Rle) -> Rle:
+    """RLE of a COCO file, its counts a list or compressed -> compressed RLE. Raises ValueError if it is not valid."""
+    size, counts = record.get("size"), record["counts"]
+    if not isinstance(size, list) or len(size) != 2:
+        raise ValueError("size is not [height, width]")
+    if isinstance(counts, str):
+        if len(counts) > MAX_COUNTS:
+            raise ValueError("counts are far too long")
+        counts = decode_counts([counts.encode("utf-8", "surrogatepass")])[0].tolist()
+    try:
+        if bool in map(type, counts):
+            raise TypeError("true is no run length")
+        runs = np.asarray(array.array("I", counts))  # the strictest and fastest conversion: no floats, no text
+    except (TypeError, OverflowError):
+        raise ValueError("counts are not run lengths") from None
+    if not is_image_size(size):
+        raise ValueError("size is not [height, width] of an image")
+    if not runs.size or runs.sum(dtype=np.uint64) != size[0] * size[1]:
+        raise ValueError("run lengths do not fill the image")
+    return compress_runs(runs, (size[0], size[1]))
+
+
+def read_segmentation(segmentation: Any, size: tuple[int, int]) -> Rle:
+    """A COCO segmentation of an image of (height, width) -> compressed RLE.
+
+    segmentation  compressed RLE, polygons [[x1, y1, x2, ...], ...], or the ValueError that `compress_rle` raised
+    Raises ValueError if it is not valid, of another size, or empty.
+    """
+    if isinstance(segmentation, ValueError):
+        raise segmentation
+    if isinstance(segmentation, list):
+        rle = draw_polygons(segmentation, size)
+    elif isinstance(segmentation, dict) and "counts" in segmentation:
+        rle = segmentation
+    else:
+        raise ValueError("no segmentation")
+    if rle["size"] != list(size):
+        raise ValueError("its size is not the image's")
+    if not coco_mask.area(rle):
+        raise ValueError("no pixel is set")
+    return rle
+
+
+def draw_polygons(polygons: list[Any], size: tuple[int, int]) -> Rle:
+    """COCO polygons -> compressed RLE of their union, as pycocotools draws them. Raises ValueError."""
+    height, width = size
+    if not polygons:
+        raise ValueError("no segmentation")
+    left = float(MAX_OUTLINE * (height + width))
+    for polygon in polygons:
+        if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2:
+            raise ValueError("a polygon is not [x1, y1, x2, y2, x3, y3, ...]")
+        if not all(map(is_coordinate, polygon)):
+            raise ValueError("a polygon is not made of numbers")
+        points = np.array(polygon, dtype=float).reshape(-1, 2)
+        left -= np.abs(points - np.roll(points, 1, axis=0)).max(axis=1).sum()
+        if left < 0 or np.abs(points).max() > MAX_OUTLINE * (height + width):
+            raise ValueError("a polygon is far larger than the image")
+    rle = coco_mask.merge(coco_mask.frPyObjects(polygons, height, width))
+    return {"size": [height, width], "counts": rle["counts"].decode("ascii")}
+
+
+# ------------------------------------------------------------------------------------------------ valid, box and pixels
+
+
+class MaskReading(NamedTuple):
+    """What a mask of an annotation file, which may be anything, turns out to be."""
+
+    fault: str | None  # the check of verify_dataset.py that it fails
+    detail: str = ""
+    size: tuple[int, int] | None = None  # (height, width), where an image can have it
+    box: MaskBox | None = None  # of its foreground
+    form: str = "compressed"  # or "list"; "row-major" is a list as the authors' script wrote it
+
+
+def examine_masks(masks: Iterable[Any]) -> Iterator[MaskReading]:
+    """Yield a MaskReading for each mask. Any value at all is safe, and many masks are looked at in one go."""
+    chunk: list[Any] = []
+    length = 0
+    for mask in masks:
+        counts = mask.get("counts") if isinstance(mask, dict) else None
+        more = min(len(counts), MAX_COUNTS) if isinstance(counts, (str, bytes)) else 0
+        if len(chunk) == CHUNK or length + more > MAX_COUNTS:  # of masks as long as they may be, one at a time
+            yield from _examine_chunk(chunk)
+            chunk, length = [], 0
+        chunk.append(mask)
+        length += more
+    yield from _examine_chunk(chunk)
+
+
+def _examine_chunk(masks: list[Any]) -> list[MaskReading]:
+    readings = [_examine_form(mask) for mask in masks]
+    chosen = [index for index, reading in enumerate(readings) if reading.form == "compressed" and not reading.fault]
+    if chosen:
+        strings = [_as_bytes(masks[index]["counts"]) for index in chosen]
+        sizes = np.array([masks[index]["size"] for index in chosen], dtype=np.int64)
+        for index, (fault, detail, box) in zip(chosen, _examine_compressed(strings, sizes)):
+            readings[index] = readings[index]._replace(fault=fault, detail=detail, box=box)
+    return readings
+
+
+def _examine_form(mask: Any) -> MaskReading:
+    """All that is cheap to find out about a mask: its size, and its form; of a list of run lengths, all there is."""
+    if not isinstance(mask, dict) or not is_image_size(mask.get("size")):
+        return MaskReading("mask-malformed", "size is not [height, width] of an image")
+    (height, width), counts = mask["size"], mask.get("counts")
+    size = height, width
+    if isinstance(counts, list):
+        form = "row-major" if mask.get("transpose") is False else "list"
+        if not counts or not all(type(run) is int and run >= 0 for run in counts):
+            return MaskReading("mask-malformed", "counts are no run lengths", size, None, form)
+        if sum(counts) != height * width:
+            return MaskReading("mask-fill", "", size, None, form)
+        box = list_mask_box(mask)
+        return MaskReading(None if box else "mask-empty", "", size, box, form)
+    if not isinstance(counts, bytes) and not (isinstance(counts, str) and counts.isascii()):
+        return MaskReading("mask-malformed", "counts is no RLE", size)
+    if len(counts) > MAX_COUNTS:
+        return MaskReading("mask-malformed", f"counts is far too long, {len(counts):,} characters", size)
+    return MaskReading(None, "", size)
+
+
+def _as_bytes(counts: str | bytes) -> bytes:
+    return counts if isinstance(counts, bytes) else counts.encode("ascii")
+
+
+def _examine_compressed(strings: list[bytes], sizes: np.ndarray) -> list[tuple[str | None, str, MaskBox | None]]:
+    """(fault, detail, box) of compressed masks; sizes is int64 [masks, 2], (height, width) of each."""
+    runs, ends = decode_counts(strings)
+    starts = np.concatenate(([0], ends[:-1]))
+    malformed = "mask-malformed", "counts is cut short or has a character that does not belong", None
+    results: list[tuple[str | None, str, MaskBox | None]] = [malformed] * len(strings)
+    sound = np.flatnonzero(ends > starts)  # the others have no runs, so those of the sound ones lie side by side
+    if not sound.size:
+        return results
+    starts, ends, heights = starts[sound], ends[sound], sizes[sound, 0]
+    pixels = heights * sizes[sound, 1]
+    negative = np.minimum.reduceat(runs, starts) < 0
+    unfilled = np.add.reduceat(runs, starts) != pixels
+    unfilled |= np.maximum.reduceat(runs, starts) > pixels  # so that the sum cannot have overflowed
+    owner = np.repeat(np.arange(sound.size), ends - starts)
+    foreground = (np.arange(runs.size) - starts[owner]) % 2 == 1
+    empty = np.bincount(owner, weights=foreground * runs, minlength=sound.size) == 0
+    good = ~(negative | unfilled | empty)
+    boxes = _boxes_of_runs(runs, owner, foreground & good[owner], heights).tolist()
+    for index, position in enumerate(sound.tolist()):
+        if good[index]:
+            x1, y1, x2, y2 = boxes[index]
+            results[position] = None, "", (x1, y1, x2, y2)
+        elif negative[index]:
+            results[position] = "mask-malformed", "counts holds a negative run", None
+        else:
+            results[position] = "mask-fill" if unfilled[index] else "mask-empty", "", None
+    return results
+
+
+def _boxes_of_runs(runs: np.ndarray, owner: np.ndarray, foreground: np.ndarray, heights: np.ndarray) -> np.ndarray:
+    """Half-open boxes, int64 [masks, 4], of column-major masks from their runs; those without foreground are undefined.
+
+    runs, owner, foreground  [N], of every run its length, the index of its mask, and whether it is to count
+    heights                  [masks], of their images
+    """
+    total = np.cumsum(runs)
+    base = np.zeros(len(heights), dtype=np.int64)
+    firsts = np.flatnonzero(np.concatenate(([True], owner[1:] != owner[:-1])))
+    base[owner[firsts]] = total[firsts] - runs[firsts]
+    chosen = foreground & (runs > 0)
+    owner, runs, stops = owner[chosen], runs[chosen], total[chosen]
+    stops = stops - base[owner]
+    starts = stops - runs
+    height = heights[owner]
+    left, right = starts // height, (stops - 1) // height
+    one_column = left == right
+    top = np.where(one_column, starts % height, 0)
+    bottom = np.where(one_column, (stops - 1) % height, height - 1)
+    boxes = np.zeros((len(heights), 4), dtype=np.int64)
+    if owner.size:
+        firsts = np.flatnonzero(np.concatenate(([True], owner[1:] != owner[:-1])))
+        for column, (values, reduce) in enumerate(
+            ((left, np.minimum), (top, np.minimum), (right + 1, np.maximum), (bottom + 1, np.maximum))
+        ):
+            boxes[owner[firsts], column] = reduce.reduceat(values, firsts)
+    return boxes
+
+
+def list_mask_box(mask: Rle, inverted: bool = False) -> MaskBox | None:
+    """Half-open box of a mask that is a list of run lengths; None if it is empty.
+
+    inverted  with background and foreground exchanged
+    """
+    (height, width), counts = mask["size"], mask["counts"]
+    runs = np.array([0, *counts] if inverted else counts, dtype=np.int64)
+    foreground = np.arange(runs.size) % 2 == 1
+    if not runs[foreground].any():
+        return None
+    row_major = mask.get("transpose") is False  # it is a column-major one of the turned image
+    lines = np.array([width if row_major else height])
+    left, top, right, bottom = _boxes_of_runs(runs, np.zeros(runs.size, dtype=np.int64), foreground, lines)[0].tolist()
+    return (top, left, bottom, right) if row_major else (left, top, right, bottom)
+
+
+def decode_mask(mask: Any) -> np.ndarray:
+    """A mask of an annotation file -> bool [height, width]. Raises ValueError if it is not valid."""
+    (reading,) = examine_masks([mask])
+    if reading.fault and reading.fault != "mask-empty":
+        raise ValueError(f"{reading.fault} {reading.detail}".strip())
+    (height, width), counts = mask["size"], mask["counts"]
+    runs = counts if isinstance(counts, list) else decode_counts([_as_bytes(counts)])[0]
+    flat = np.repeat(np.arange(len(runs)) % 2 == 1, runs)
+    if reading.form == "row-major":
+        return flat.reshape(height, width)
+    return flat.reshape(width, height).T.copy()
+
+
+def decode_counts(strings: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
+    """COCO's compressed run lengths of many masks -> (runs, ends).
+
+    strings  one per mask; any bytes at all are safe, unlike in pycocotools' C code, which trusts them
+    runs     int64 [N], the run lengths of all masks, one after the other; whether they are >= 0 and fill the image
+             is for the caller to check
+    ends     int64 [len(strings)], where the runs of each mask end; a malformed string has no runs
+    The code: a number is 5 bits per character (48 + bits), lowest first, bit 6 set if more follow, bit 5 of the last
+    one the sign; from the fourth run on it is the difference to the run before the last (rleToString in maskApi.c).
+    """
+    code = np.frombuffer(b"".join(strings), dtype=np.uint8) - np.uint8(48)
+    stops = np.cumsum(np.fromiter(map(len, strings), dtype=np.int64, count=len(strings)))
+    if not code.size:
+        return np.zeros(0, dtype=np.int64), np.zeros(len(strings), dtype=np.int64)
+    is_last = code < 32
+    is_last[stops[stops > 0] - 1] = True  # whatever it says, a number ends with its string
+    last = np.flatnonzero(is_last)
+    first = np.concatenate(([0], last[:-1] + 1))
+    digits = last - first + 1
+    shifts = np.arange(code.size) - np.repeat(first, digits)
+    values = np.add.reduceat((code & 31).astype(np.int64) << (5 * np.minimum(shifts, 7)), first)
+    values -= (code[last] >> 4 & 1).astype(np.int64) << (5 * np.minimum(digits, 7))
+
+    before = np.cumsum(is_last)[stops - 1] * (stops > 0)  # numbers up to the end of each string
+    owner = np.repeat(np.arange(len(strings)), np.diff(before, prepend=0))  # the mask that each number belongs to
+    malformed = np.zeros(len(strings), dtype=bool)
+    malformed[owner[(digits > 7) | (code[last] > 31)]] = True  # over 35 bits, or cut short
+    malformed[np.searchsorted(stops, np.flatnonzero(code > 63), side="right")] = True
+    if malformed.any():
+        keep = ~malformed[owner]
+        values, owner = values[keep], owner[keep]
+
+    lengths = np.bincount(owner, minlength=len(strings))
+    ends = np.cumsum(lengths)
+    starts = ends - lengths
+    odd = (np.arange(values.size) - np.repeat(starts, lengths)) % 2 == 1
+    runs = np.empty_like(values)
+    for chain, step in ((odd, 0), (~odd, 1)):  # the differences run along every other number, but for the first
+        total = np.concatenate(([0], np.cumsum(values * chain)))
+        base = total[np.minimum(starts + step, values.size)]
+        np.copyto(runs, total[1:] - np.repeat(base, lengths), where=chain)
+    firsts = starts[lengths > 0]
+    runs[firsts] = values[firsts]
+    return runs, ends

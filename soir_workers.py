@@ -1,0 +1,155 @@
+"""Spread work over processes.
+
+with map_ordered(read_query, queries, workers=2, title="queries") as results: ...
+"""
+
+from __future__ import annotations
+
+from soir_console import progress_bar
+
+import multiprocessing
+import os
+import signal
+import threading
+import time
+import warnings
+from collections import deque
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from typing import Any, Callable, Iterator, Sequence, TypeVar
+
+from soir_files import SoirError
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+# Items that a worker gets at a time: enough to hide the cost of handing them over (a mask of OWID takes 0.3 ms), few
+# enough that the last ones do not keep one worker busy alone (a mask of RoboTools takes 15 ms).
+BATCH = 32
+
+# Batches that are handed over and not yet taken back: work for the ten seconds that the JSON of OWID takes to parse.
+# Not all of them, since on Ctrl-C each is cancelled by itself.
+WINDOW = 2000
+
+
+@contextmanager
+def map_ordered(
+    function: Callable[[Item], Result], items: Sequence[Item], workers: int, title: str
+) -> Iterator[Iterator[Result]]:
+    """Like map(), in `workers` processes that start at once, with a progress bar; 1 works without any process.
+
+    function  at the top level of a module; takes and returns what can be pickled
+    items     what can be pickled too; results come in the order of the items
+    Raises SoirError if a worker process cannot be started, or dies.
+    """
+    batches = [items[start : start + BATCH] for start in range(0, len(items), BATCH)]
+    workers = min(workers, len(batches))
+    with progress_bar(title, total=len(items)) as progress:
+        if workers <= 1:
+            yield _one_by_one(([function(item)] for item in items), progress)
+            return
+        # Set to 1, it makes the workers drop what they still have. They are not killed: one that is killed while it
+        # writes leaves a queue that everybody waits at.
+        stop = multiprocessing.RawValue("b", 0)
+        pool = ProcessPoolExecutor(workers, initializer=_start_worker, initargs=(stop, os.getpid()))
+        waiting: deque[Future[list[Result]]] = deque()
+        try:
+            _submit(pool, function, batches[:WINDOW], waiting)
+            yield _one_by_one(_in_order(pool, function, batches[WINDOW:], waiting), progress)
+        except BrokenProcessPool as error:
+            reason = "a worker process died (killed, or out of memory)"
+            raise SoirError(f"{reason}: run again, perhaps with fewer --workers") from error
+        finally:
+            stop.value = 1
+            for future in waiting:
+                future.cancel()
+            pool.shutdown()
+
+
+def _submit(
+    pool: ProcessPoolExecutor,
+    function: Callable[[Item], Result],
+    batches: Sequence[Sequence[Item]],
+    waiting: deque[Future[list[Result]]],
+) -> None:
+    """Start the workers, with the first batches."""
+    try:
+        with _signals_later():
+            waiting.extend(pool.submit(_work, function, batch) for batch in batches)
+    except OSError as error:
+        for process in multiprocessing.active_children():  # they have no work yet, and nobody to give them any
+            process.kill()
+        raise SoirError(f"cannot start worker processes ({error}): use fewer --workers") from error
+
+
+def _in_order(
+    pool: ProcessPoolExecutor,
+    function: Callable[[Item], Result],
+    batches: Sequence[Sequence[Item]],
+    waiting: deque[Future[list[Result]]],
+) -> Iterator[list[Result]]:
+    later = iter(batches)
+    while waiting:
+        yield waiting.popleft().result()
+        for batch in later:
+            waiting.append(pool.submit(_work, function, batch))
+            break
+
+
+def _one_by_one(batches: Iterator[list[Result]], progress: Any) -> Iterator[Result]:
+    for results in batches:
+        yield from results
+        progress.update(len(results))
+
+
+@contextmanager
+def _signals_later() -> Iterator[None]:
+    """Let Ctrl-C and SIGTERM wait: Python forgets what is raised while it forks, and a young worker would complain."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+# ------------------------------------------------------------------------------------------------------- in the workers
+
+_stop: Any = None
+
+
+def _start_worker(stop: Any, starter: int) -> None:
+    """Prepare a worker. Ctrl-C is for the parent to handle; when the parent is gone, the worker ends too.
+
+    stop     shared with the parent
+    starter  process id of the parent
+    """
+    global _stop
+    _stop = stop
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})
+    warnings.simplefilter("ignore")  # of Pillow, on what is odd in a file
+    parent = os.getppid()
+    if multiprocessing.get_start_method() == "fork" and parent != starter:
+        os._exit(2)  # it was killed before we came this far
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(2)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _work(function: Callable[[Item], Result], batch: Sequence[Item]) -> list[Result]:
+    results = []
+    for item in batch:
+        if _stop.value:
+            break
+        results.append(function(item))
+    return results
