@@ -26,11 +26,11 @@ Result = TypeVar("Result")
 
 # Items that a worker gets at a time: enough to hide the cost of handing them over (a mask of OWID takes 0.3 ms), few
 # enough that the last ones do not keep one worker busy alone (a mask of RoboTools takes 15 ms).
-BATCH = 32
+BATCH = 64
 
 # Batches that are handed over and not yet taken back: work for the ten seconds that the JSON of OWID takes to parse.
 # Not all of them, since on Ctrl-C each is cancelled by itself.
-WINDOW = 2000
+WINDOW = 1000
 
 
 @contextmanager
