@@ -6,7 +6,7 @@ Out  anns.pt                   one dict, image path -> entry (see `query_entry` 
 
     python create_dataset.py --voxdet-root /path/to/VoxDet
 
-Exit status: 0 fine, 1 something was skipped and --strict was given, 2 the run could not be done.
+Exit status: 0 fine, 1 something was skipped or noticed and --strict was given, 2 the run could not be done.
 """
 
 from __future__ import annotations
@@ -23,12 +23,20 @@ from soir_console import (
 
 import argparse
 import os
-import posixpath
 import re
 import sys
 import time
-from typing import Any, Callable, Dict, Iterator, List, NamedTuple
+from typing import Any, Callable, Iterator, NamedTuple
 
+from soir_coco import (
+    Doubts,
+    GalleryImage,
+    GalleryObject,
+    join_images,
+    read_coco,
+    stop_if_misread,
+    usable_objects,
+)
 from soir_common import (
     Annotations,
     Box,
@@ -40,19 +48,27 @@ from soir_common import (
     is_id,
     query_entry,
     save_annotations,
-    shorten,
-    xyxy_of,
 )
-from soir_files import SoirError, check_outputs, find_root, read_json
-from soir_images import IMAGE_ENDINGS, check_whole, image_names, image_size, natural_key
-from soir_masks import compress_rle, read_mask, read_segmentation
+from soir_files import SoirError, check_outputs, find_root, reason_of
+from soir_images import (
+    IMAGE_ENDINGS,
+    check_whole,
+    image_names,
+    image_size,
+    natural_key,
+    one_per_stem,
+    tidy_path,
+)
+from soir_mask_images import read_mask
 from soir_workers import map_ordered
 
-# The keys of a COCO file that we use. The rest, half of OWID's 500 MB, is dropped while the JSON is parsed.
-COCO_KEYS = {"images", "annotations", "id", "file_name", "width", "height"}
-COCO_KEYS |= {"image_id", "category_id", "bbox", "segmentation", "num_ins"}
 
-Coco = Dict[str, List[Dict[str, Any]]]
+class Options(NamedTuple):
+    """What the command line says of the reading of a set."""
+
+    max_instances: int | None = None  # only the first so many instances, their queries and annotations
+    workers: int = 1
+    keep_contradictions: bool = False
 
 
 class Instance(NamedTuple):
@@ -79,83 +95,73 @@ class QueryReading(NamedTuple):
     """What reading a query gave: a fault, or its mask and the box of that."""
 
     fault: str | None
+    detail: str = ""  # of the fault: what the decoder said
     mask: Rle | None = None
     box: Box | None = None
-
-
-class GalleryImage(NamedTuple):
-    """A gallery image, with what its COCO file says of it."""
-
-    path: str  # in the annotation file
-    name: str  # in the folder of the gallery
-    split: str
-    size: Size  # (height, width), which may be (None, None) until the image has been read
-    annotations: list[dict[str, Any]]
+    is_soft: bool = False
 
 
 # -------------------------------------------------------------------------------------------------------- the two sets
 
 
-def parse_owid(
-    folder: str, prefix: str, max_instances: int | None, workers: int, findings: Findings
-) -> Iterator[tuple[str, Entry]]:
+def parse_owid(folder: str, prefix: str, options: Options, findings: Findings) -> Iterator[tuple[str, Entry]]:
     """Yield (image path, entry) for OWID: its queries, then its gallery images, each in natural order.
 
-    folder         the OWID folder, with P1 and P2 in it
-    prefix         what stands for that folder in the image paths
-    max_instances  only the first so many instances, their queries and annotations; None for all
-    findings       what is left out is added to it
-    Raises SoirError if a file of the layout is missing or cannot be read.
+    folder    the OWID folder, with P1 and P2 in it
+    prefix    what stands for that folder in the image paths
+    findings  what is left out, or odd, is added to it
+    Raises SoirError if a file of the layout is missing or cannot be read, or if most annotations contradict themselves.
     """
-    instances = find_instances(os.path.join(folder, "P1"), f"{prefix}/P1", max_instances, findings)
+    instances = find_instances(os.path.join(folder, "P1"), f"{prefix}/P1", options.max_instances, findings)
     queries = pair_queries(instances, findings)
-    with map_ordered(read_query, queries, workers, "OWID queries") as readings:
+    with map_ordered(read_query, queries, options.workers, "OWID queries") as readings:
         # The workers read masks while the JSON is parsed here.
         train = read_coco(os.path.join(folder, "P2", "train_annotations.json"))
         val = read_coco(os.path.join(folder, "P2", "val_annotations.json"))
+        # Both files count ids from 0, so each is joined by itself; val comes last, since an image that shows a val
+        # instance is a val image.
+        images = join_images({"train": train, "val": val}, f"{prefix}/P2", findings)
         val_instances = {a["category_id"] for a in val["annotations"] if is_id(a.get("category_id"))}
+        del train, val
         for query, mask, box in usable_queries(queries, readings, findings):
             split = "val" if query.instance.number in val_instances else "train"
             yield query.path, query_entry(box, mask, query.instance.number, "OWID", split)
 
-    # Both files count ids from 0, so each is joined by itself; val comes last, since an image that shows a val instance
-    # is a val image.
-    images = join_images({"train": train, "val": val}, f"{prefix}/P2", findings)
-    del train, val
-    wanted = {instance.number for instance in instances} if max_instances else None
-    for image in read_gallery(images, os.path.join(folder, "P2"), workers, "OWID gallery", findings):
-        objects = []
-        for annotation, box in usable_annotations(image, wanted, findings):
-            try:
-                mask = read_segmentation(annotation.get("segmentation"), image.size)
-            except ValueError as error:
-                findings.skip(f"annotation without a usable mask ({error})", image.path)
-                continue
-            num_ins = annotation["num_ins"] if is_id(annotation.get("num_ins")) else len(image.annotations)
-            objects.append((box, mask, annotation["category_id"], num_ins))
+    wanted = {instance.number for instance in instances} if options.max_instances else None
+    doubts = Doubts(options.keep_contradictions)
+    for image in read_gallery(images, os.path.join(folder, "P2"), options.workers, "OWID gallery", findings):
+        objects = usable_objects(image, True, wanted, doubts, findings)
         if objects:
-            boxes, masks, ids, all_num_ins = map(list, zip(*objects))
-            yield image.path, gallery_entry(boxes, masks, ids, "OWID", image.split, all_num_ins)
+            boxes, masks, ids, num_ins = columns(objects)
+            yield image.path, gallery_entry(boxes, masks, ids, "OWID", image.split, num_ins)
+    stop_if_misread(doubts, f"{folder}/P2")
 
 
-def parse_robotools(
-    folder: str, prefix: str, max_instances: int | None, workers: int, findings: Findings
-) -> Iterator[tuple[str, Entry]]:
+def parse_robotools(folder: str, prefix: str, options: Options, findings: Findings) -> Iterator[tuple[str, Entry]]:
     """Yield (image path, entry) for RoboTools, or for a test set in its layout; see `parse_owid`."""
-    instances = find_instances(os.path.join(folder, "test_video"), f"{prefix}/test_video", max_instances, findings)
+    instances = find_instances(
+        os.path.join(folder, "test_video"), f"{prefix}/test_video", options.max_instances, findings
+    )
     queries = pair_queries(instances, findings)
-    with map_ordered(read_query, queries, workers, "RoboTools queries") as readings:
+    with map_ordered(read_query, queries, options.workers, "RoboTools queries") as readings:
         test = read_coco(os.path.join(folder, "test", "scene_gt_coco_all.json"))
+        images = join_images({"test": test}, f"{prefix}/test", findings)
         for query, mask, box in usable_queries(queries, readings, findings):
             yield query.path, query_entry(box, mask, query.instance.number, "RoboTools", "test")
 
-    images = join_images({"test": test}, f"{prefix}/test", findings)
-    wanted = {instance.number for instance in instances} if max_instances else None
-    for image in read_gallery(images, os.path.join(folder, "test"), workers, "RoboTools gallery", findings):
-        objects = [(box, a["category_id"]) for a, box in usable_annotations(image, wanted, findings)]
+    wanted = {instance.number for instance in instances} if options.max_instances else None
+    doubts = Doubts(options.keep_contradictions)
+    for image in read_gallery(images, os.path.join(folder, "test"), options.workers, "RoboTools gallery", findings):
+        objects = usable_objects(image, False, wanted, doubts, findings)
         if objects:
-            boxes, ids = map(list, zip(*objects))
+            boxes, _, ids, _ = columns(objects)
             yield image.path, gallery_entry(boxes, [], ids, "RoboTools", "test")
+    stop_if_misread(doubts, f"{folder}/test")
+
+
+def columns(objects: list[GalleryObject]) -> tuple[list[Any], ...]:
+    """The boxes, masks, instances and num_ins of objects."""
+    return tuple(map(list, zip(*((o.box, o.mask, o.instance, o.num_ins) for o in objects))))
 
 
 # ------------------------------------------------------------------------------------------------------------- queries
@@ -171,36 +177,41 @@ def find_instances(folder: str, prefix: str, max_instances: int | None, findings
         names = sorted(os.listdir(folder), key=natural_key)
     except OSError as error:
         raise SoirError(f"cannot read the folder {folder}: {error.strerror}") from error
-    instances = []
+    instances: dict[int, Instance] = {}
     for name in names:
         if not os.path.isdir(os.path.join(folder, name)):
             continue
         number = name.rpartition("_")[2]
-        if re.fullmatch("[0-9]{1,18}", number):
-            instances.append(Instance(int(number), os.path.join(folder, name), f"{prefix}/{name}"))
-        else:
+        if not re.fullmatch("[0-9]{1,18}", number):
             findings.skip("folder whose name holds no instance id", f"{prefix}/{name}")
-    return instances[:max_instances]
+        elif int(number) in instances:
+            first = os.path.basename(instances[int(number)].folder)
+            findings.skip("folder with the instance id of another", f"{prefix}/{name}", f"{first} has it")
+        else:
+            instances[int(number)] = Instance(int(number), os.path.join(folder, name), f"{prefix}/{name}")
+    return list(instances.values())[:max_instances]
 
 
 def pair_queries(instances: list[Instance], findings: Findings) -> list[Query]:
     """List the queries of instances: the images in rgb/, each with its mask, the file of the same name in mask/."""
     queries = []
     for instance in instances:
-        images = list_images(f"{instance.folder}/rgb")
-        masks: dict[str, str] = {}
-        for name in list_images(f"{instance.folder}/mask"):
-            if masks.setdefault(stem(name), name) != name:
-                findings.skip("second mask of the same query", f"{instance.prefix}/mask/{name}")
+        images, other_images = one_per_stem(list_images(f"{instance.folder}/rgb"))
+        masks, other_masks = one_per_stem(list_images(f"{instance.folder}/mask"))
+        for name in other_images:
+            findings.skip("second photograph of the same name", f"{instance.prefix}/rgb/{name}")
+        for name in other_masks:
+            findings.skip("second mask of the same query", f"{instance.prefix}/mask/{name}")
         if not images:
             findings.skip("instance folder without images in rgb/", instance.prefix)
-        for name in images:
-            if stem(name) in masks:
-                queries.append(Query(instance, name, masks[stem(name)]))
+        for stem, name in images.items():
+            if stem in masks:
+                queries.append(Query(instance, name, masks[stem]))
             else:
                 findings.skip("query without a mask", f"{instance.prefix}/rgb/{name}")
-        for unused in sorted(masks.keys() - set(map(stem, images))):
-            findings.skip("mask without an image", f"{instance.prefix}/mask/{masks[unused]}")
+        for stem in masks:
+            if stem not in images:
+                findings.skip("mask without an image", f"{instance.prefix}/mask/{masks[stem]}")
     return queries
 
 
@@ -212,101 +223,41 @@ def list_images(folder: str) -> list[str]:
         return []
 
 
-def stem(name: str) -> str:
-    return name.rpartition(".")[0]
-
-
 def read_query(query: Query) -> QueryReading:
     """Read a query, in a worker."""
     image = f"{query.instance.folder}/rgb/{query.image}"
     try:
         size = image_size(image)
         check_whole(image)
-        reading = read_mask(f"{query.instance.folder}/mask/{query.mask}")
-    except (OSError, ValueError):
-        return QueryReading("query whose image or mask cannot be read")
-    if reading is None:
+    except OSError as error:
+        return QueryReading("query whose image cannot be read", reason_of(error))
+    try:
+        mask = read_mask(f"{query.instance.folder}/mask/{query.mask}")
+    except OSError as error:
+        return QueryReading("query whose mask cannot be read", reason_of(error))
+    except ValueError as error:
+        return QueryReading(str(error))
+    if mask.rle is None:
         return QueryReading("query with an empty mask")
-    mask, box = reading
-    if mask["size"] != list(size):
+    if mask.rle["size"] != list(size):
         return QueryReading("query whose image and mask differ in size")
-    return QueryReading(None, mask, box)
+    return QueryReading(None, "", mask.rle, mask.box, mask.is_soft)
 
 
 def usable_queries(
     queries: list[Query], readings: Iterator[QueryReading], findings: Findings
 ) -> Iterator[tuple[Query, Rle, Box]]:
+    """Yield the queries that can be used, each with its mask and the box of that."""
     for query, reading in zip(queries, readings):
         if reading.mask is None or reading.box is None:
-            findings.skip(str(reading.fault), query.path)
-        else:
-            yield query, reading.mask, reading.box
+            findings.skip(str(reading.fault), query.path, reading.detail)
+            continue
+        if reading.is_soft:
+            findings.notice("query whose mask is soft, cut at half of its largest value", query.path)
+        yield query, reading.mask, reading.box
 
 
 # ------------------------------------------------------------------------------------------------------------- gallery
-
-
-def read_coco(path: str) -> Coco:
-    """Read a COCO file: its lists "images" and "annotations" of dicts, with the keys of COCO_KEYS.
-
-    An RLE is compressed as soon as it is parsed, since its list of run lengths takes fifty times the memory; in place
-    of one that is not valid stands the ValueError of `compress_rle`. Raises SoirError if it is no COCO file.
-    """
-
-    def shrink(record: dict[str, Any]) -> Any:
-        if "counts" in record and "image_id" not in record:
-            try:
-                return compress_rle(record)
-            except ValueError as error:
-                return error
-        return {name: value for name, value in record.items() if name in COCO_KEYS}
-
-    coco = read_json(path, object_hook=shrink)
-    if not isinstance(coco, dict) or not all(isinstance(coco.get(name), list) for name in ("images", "annotations")):
-        raise SoirError(f'{path} is no COCO file: expected an object with the lists "images" and "annotations"')
-    return {name: [r if isinstance(r, dict) else {} for r in coco[name]] for name in ("images", "annotations")}
-
-
-def join_images(files: dict[str, Coco], prefix: str, findings: Findings) -> list[GalleryImage]:
-    """Join the annotations of COCO files to their images, in natural order.
-
-    files  split -> its COCO file; an image that stands in several is of the last one's split
-    Images are merged by file name: RoboTools has one image record per annotation, each with an id of its own.
-    """
-    images: dict[str, GalleryImage] = {}
-    for split, coco in files.items():
-        names: dict[int, str] = {}  # by image id
-        for record in coco["images"]:
-            name = record.get("file_name")
-            if not is_id(record.get("id")) or record["id"] in names:
-                findings.skip("image record without an id of its own", f"{prefix}: {shorten(name)}")
-            elif not is_safe(name):
-                reason = "image whose file name is no path inside its folder"
-                findings.skip(reason, f"{prefix}: {shorten(name)}")
-            else:
-                name = names[record["id"]] = posixpath.normpath(str(name))
-                annotations = images[name].annotations if name in images else []
-                size: Any = record.get("height"), record.get("width")
-                images[name] = GalleryImage(f"{prefix}/{name}", name, split, size, annotations)
-        for annotation in coco["annotations"]:
-            number = annotation.get("image_id")
-            if is_id(number) and number in names:
-                images[names[number]].annotations.append(annotation)
-            else:
-                place = f"{prefix}: {split} annotation {shorten(annotation.get('id'))}"
-                findings.skip("annotation that points to no image", place)
-    return [images[name] for name in sorted(images, key=natural_key)]
-
-
-def is_safe(name: Any) -> bool:
-    """Whether the file name of a COCO file stays inside its folder. It is somebody else's text: nothing is believed."""
-    return (
-        isinstance(name, str)
-        and 0 < len(name) < 1024
-        and not name.startswith("/")
-        and not re.search(r"[\\:\0]", name)  # a Windows path, a drive, the end of a C string
-        and ".." not in name.split("/")
-    )
 
 
 def read_gallery(
@@ -322,38 +273,22 @@ def read_gallery(
     files = [os.path.join(folder, image.name) for image in annotated]
     with map_ordered(read_size, files, workers, title) as sizes:
         for size, image in zip(sizes, annotated):
-            if size is None:
-                findings.skip("gallery image that is missing or cannot be read", image.path)
+            if isinstance(size, str):
+                findings.skip("gallery image that is missing or cannot be read", image.path, size)
             elif image.size not in (size, (None, None)):
                 findings.skip("gallery image whose size is not what its annotations say", image.path)
             else:
                 yield image._replace(size=size)
 
 
-def read_size(path: str) -> Size | None:
-    """(height, width) of an image, in a worker; None if it cannot be read."""
+def read_size(path: str) -> Size | str:
+    """(height, width) of an image, in a worker; if it cannot be read, the reason."""
     try:
         size = image_size(path)
         check_whole(path)
-    except OSError:
-        return None
+    except OSError as error:
+        return reason_of(error)
     return size
-
-
-def usable_annotations(
-    image: GalleryImage, wanted: set[int] | None, findings: Findings
-) -> Iterator[tuple[dict[str, Any], Box]]:
-    """Yield the annotations of an image with their boxes; `wanted` are the instances, None for all."""
-    for annotation in image.annotations:
-        box = xyxy_of(annotation.get("bbox"))
-        if not is_id(annotation.get("category_id")):
-            findings.skip("annotation without an instance id", image.path)
-        elif wanted is not None and annotation["category_id"] not in wanted:
-            continue
-        elif box is None:
-            findings.skip("annotation without a box of positive size", image.path)
-        else:
-            yield annotation, box
 
 
 # -------------------------------------------------------------------------------------------------------------- script
@@ -375,7 +310,7 @@ class Source(NamedTuple):
 def parse_args() -> argparse.Namespace:
     parser = make_parser(
         "Build the VoxDet-SoIR annotation file from a VoxDet download.",
-        "0 fine, 1 something was skipped and --strict was given, 2 the run could not be done",
+        "0 fine, 1 something was skipped or noticed and --strict was given, 2 the run could not be done",
     )
     add = parser.add_argument
     add("--voxdet-root", default=".", metavar="DIR", help="folder of the download (default: the current folder)")
@@ -389,6 +324,7 @@ def parse_args() -> argparse.Namespace:
         metavar="DIR",
         help="folder of RoboTools in the root (default: RoboTools, or BOP/RoboTools if that is there instead)",
     )
+    add("--keep-contradictions", action="store_true", help="keep annotations whose mask reaches out of their box")
     add("--max-categories", type=positive, metavar="N", help="only the first N instances of each set, for a quick try")
     add_creation_options(parser)
     return parser.parse_args()
@@ -426,21 +362,25 @@ def hint_at(root: str, source: Source, sources: list[Source]) -> str:
     """What to do about a set that is not complete."""
     option = source.name.lower()
     found = find_root(root, [part for each in sources for part in each.needed])
+    as_unpacked = [part.replace("RoboTools", "BOP/RoboTools") for each in sources for part in each.needed]
+    found = found or find_root(root, as_unpacked)
     if found:
         return f"It is there one level from here: try --voxdet-root {found}"
     alone = find_root(root, source.needed)
     if alone:
         path = os.path.relpath(os.path.join(alone, source.path), root)
         return f"It is there one level from here: try --{option}-path {path}"
-    return f"Name its folders with --voxdet-root and --{option}-path, or leave it out with --skip-{option}"
+    hint = f"Name its folders with --voxdet-root and --{option}-path"
+    others_are_there = all(os.path.exists(os.path.join(root, p)) for s in sources if s != source for p in s.needed)
+    return f"{hint}, or leave it out with --skip-{option}" if len(sources) > 1 and others_are_there else hint
 
 
 def read_source(source: Source, args: argparse.Namespace, findings: Findings) -> Annotations:
     """The entries of a set. Raises SoirError if it has no queries, or no gallery images."""
     folder = os.path.join(args.voxdet_root, source.path)
-    prefix = os.path.normpath(source.path) if args.relative_paths else folder.rstrip("/")
-    prefix = prefix.replace(os.sep, "/")
-    entries = dict(source.parse(folder, prefix, args.max_categories, args.workers, findings))
+    prefix = tidy_path(source.path) if args.relative_paths else tidy_path(folder)
+    options = Options(args.max_categories, args.workers, args.keep_contradictions)
+    entries = dict(source.parse(folder, prefix, options, findings))
     missing = {True, False} - {entry["is_query"] for entry in entries.values()}
     if missing and not args.max_categories:  # a few instances may well be without gallery images
         print_findings(findings)
@@ -482,7 +422,7 @@ def main() -> int:
     print_summary(annotations)
     print_findings(findings)
     print(f"\nwrote {args.output_file}: {size / 1e3:,.0f} kB in {time.monotonic() - start:,.1f} s")
-    return 1 if args.strict and findings.skipped else 0
+    return 1 if args.strict and findings else 0
 
 
 if __name__ == "__main__":

@@ -11,14 +11,14 @@ is the protocol here:
 
 1. The object size of an image is the share of its area that its largest box covers, boxes clipped to the image.
    Below 15 % an image can be in XS, below 5 % in XXS.
-2. Within an instance, the images that can be in XS are ordered by a hash of the seed and their path in INSTRE; the
-   first half of them, rounded up, become queries, the others gallery. Images of INSTRE-M are gallery only.
+2. Within an instance, the images that can be in XS are ordered by a hash of the seed, their folder and their number;
+   the first half of them, rounded up, become queries, the others gallery. Images of INSTRE-M are gallery only.
 3. XXS takes from XS the images that are small enough, each in the role it has in XS.
 4. An instance that lacks queries or gallery images in a subset is left out of that subset.
 
 So XXS is a subset of XS, and other instances, present or not, change nothing for an instance.
 
-Exit status: 0 fine, 1 something was skipped and --strict was given, 2 the run could not be done.
+Exit status: 0 fine, 1 something was skipped or noticed and --strict was given, 2 the run could not be done.
 """
 
 from __future__ import annotations
@@ -50,13 +50,15 @@ from soir_common import (
     Box,
     box_area,
     box_share,
+    clip_box,
     gallery_entry,
+    is_below_pixel,
     query_entry,
     save_annotations,
     xyxy_of,
 )
-from soir_files import SoirError, check_outputs, find_root, open_regular, read_bytes
-from soir_images import image_names, image_size, natural_key
+from soir_files import SoirError, check_outputs, find_root, open_regular, read_bytes, reason_of
+from soir_images import check_whole, image_names, image_size, natural_key, one_per_stem, tidy_path
 from soir_workers import map_ordered
 
 PARTS = ("S1", "S2", "M")
@@ -78,8 +80,11 @@ class PhotographReading(NamedTuple):
     """What reading an image and its box file gave."""
 
     faults: list[str]
-    boxes: list[Box]  # half-open, clipped to the image
+    boxes: list[Box] = []  # half-open, clipped to the image
     share: float = 0.0  # of the largest box, in % of the image
+    detail: str = ""  # of the fault: what the decoder said
+    is_clipped: bool = False  # a box reached out of the image
+    fractions: int = 0  # boxes whose numbers all lie within 0..1
 
 
 class Photograph(NamedTuple):
@@ -87,6 +92,7 @@ class Photograph(NamedTuple):
 
     path: str  # in the annotation file
     name: str  # as INSTRE spells it: INSTRE-S1/01a_canada_book/013.jpg
+    key: str  # the same whatever the spelling: instre-s1/01a_canada_book/013
     part: str
     folder: str
     boxes: list[Box]
@@ -135,23 +141,38 @@ def parse_instre(root: str, prefix: str, part: str, workers: int, findings: Find
     """
     below = find_part(root, part)
     files = pair_files(root, below, part, findings)
-    photographs = []
+    photographs, fractions = [], 0
     with map_ordered(read_photograph, files, workers, f"INSTRE-{part}") as readings:
         for reading, pair in zip(readings, files):
             name = os.path.basename(pair.image)
             place = os.path.join(below, pair.folder, name).replace(os.sep, "/")
             for fault in reading.faults:
-                findings.skip(fault, place)
+                findings.skip(fault, place, reading.detail)
+            if reading.is_clipped:
+                findings.notice("box that reaches out of its image, clipped", place)
+            fractions += bool(reading.fractions)
             if part == "M" and reading.boxes and (reading.faults or len(reading.boxes) != 2):
                 findings.skip("image of INSTRE-M without two boxes", place)  # which line is whose would be a guess
             elif reading.boxes:
                 instances = list(pair.instances) if part == "M" else list(pair.instances) * len(reading.boxes)
-                path = os.path.join(prefix, place).replace(os.sep, "/")
-                standard = f"INSTRE-{part}/{pair.folder}/{name}"
-                photographs.append(
-                    Photograph(path, standard, part, pair.folder, reading.boxes, instances, reading.share)
-                )
+                path, standard = tidy_path(prefix, place), f"INSTRE-{part}/{pair.folder}/{name}"
+                shown = part, pair.folder, reading.boxes, instances, reading.share
+                photographs.append(Photograph(path, standard, key_of(standard), *shown))
+    if fractions > len(files) / 2:
+        raise SoirError(
+            f"the boxes of {fractions:,} of the {len(files):,} images of {os.path.join(root, below)} lie within 0..1: "
+            "these are shares of the image, pixels are expected"
+        )
     return photographs
+
+
+def key_of(name: str) -> str:
+    """What names an image of INSTRE whatever its spelling: lower case, without its ending and without a folder above.
+
+    So that neither the split nor a list depends on how a copy writes INSTRE_release/ or .JPG.
+    """
+    stem = os.path.splitext(name.lower())[0]
+    return stem[len("instre_release/") :] if stem.startswith("instre_release/") else stem
 
 
 def pair_files(root: str, below: str, part: str, findings: Findings) -> list[ImageFiles]:
@@ -163,14 +184,16 @@ def pair_files(root: str, below: str, part: str, findings: Findings) -> list[Ima
         for name in sorted(os.listdir(path)):
             if name.lower().endswith(".txt") and name[0] != "." and boxes.setdefault(name[:-4], name) != name:
                 findings.skip("second .txt of the same image", f"{below}/{folder}/{name}")
-        images = {name: os.path.splitext(name)[0] for name in image_names(path)}
-        for name, stem in images.items():
+        images, others = one_per_stem(image_names(path))
+        for name in others:
+            findings.skip("second photograph of the same name", f"{below}/{folder}/{name}")
+        for stem, name in images.items():
             if stem in boxes:
                 box_file = os.path.join(path, boxes[stem])
                 files.append(ImageFiles(os.path.join(path, name), box_file, folder, instances))
             else:
                 findings.skip("image without its .txt", f"{below}/{folder}/{name}")
-        for unused in sorted(boxes.keys() - set(images.values())):
+        for unused in sorted(boxes.keys() - images.keys()):
             findings.skip(".txt without its image", f"{below}/{folder}/{boxes[unused]}")
     return files
 
@@ -180,7 +203,8 @@ def find_instances(root: str, below: str, part: str, findings: Findings) -> Iter
 
     The ids come from the folder's own number and letter, so that they do not depend on what else is there: 10 x number
     + 1 for a, + 2 for b, + 0 without a letter; from 10,001 in S2. A folder of INSTRE-M shows the two objects of S1 with
-    its number. A folder without a number gets its id from a hash of its name.
+    its number. A folder without a number, as all real ones of S2 are, gets its id from a hash of its name, which fits
+    31 bits. Raises SoirError if two such folders have the same.
     """
     seen: dict[tuple[int, ...], str] = {}
     ids: tuple[int, ...]
@@ -197,28 +221,42 @@ def find_instances(root: str, below: str, part: str, findings: Findings) -> Iter
             letter = ("", "a", "b").index(match.group(2))
             ids = (10 * int(match.group(1)) + letter + (10_000 if part == "S2" else 0),)
         else:
-            ids = (100_000 + zlib.crc32(f"{part}/{folder}".encode("utf-8", "surrogateescape")),)
+            ids = (hash_of_name(part, folder),)
+            if ids in seen:
+                raise SoirError(
+                    f"{below}/{seen[ids]} and {below}/{folder} get the same instance id {ids[0]} from a hash of their "
+                    "names: rename one of them"
+                )
         if seen.setdefault(ids, folder) != folder:
             findings.skip("folder with the number and letter of another", f"{below}/{folder}")
             continue
         yield folder, ids
 
 
+def hash_of_name(part: str, folder: str) -> int:
+    """An instance id from 100,000 to 2^31 - 1."""
+    name = f"{part}/{folder}".lower().encode("utf-8", "surrogateescape")
+    return 100_000 + zlib.crc32(name) % (2**31 - 100_000)
+
+
 def read_photograph(files: ImageFiles) -> PhotographReading:
     """Read an image and its box file, in a worker."""
     try:
-        height, width = image_size(files.image)  # the header is enough: INSTRE is large, its boxes few
-    except OSError:
-        return PhotographReading(["image that cannot be read"], [])
+        size = image_size(files.image)  # the header is enough: INSTRE is large, its boxes few
+        check_whole(files.image)
+    except OSError as error:
+        return PhotographReading(["image that cannot be read"], detail=reason_of(error))
     try:
         data = read_bytes(files.boxes, MAX_BOX_FILE)
-    except OSError:
-        return PhotographReading([".txt that cannot be read"], [])
+    except OSError as error:
+        return PhotographReading([".txt that cannot be read"], detail=reason_of(error))
     lines = [line for line in data.decode("utf-8-sig", "replace").splitlines() if line.strip()]
     if not lines:
-        return PhotographReading([".txt that is empty"], [])
+        return PhotographReading([".txt that is empty"])
     faults: list[str] = []
     boxes: list[Box] = []
+    seen: set[Box] = set()
+    is_clipped, fractions = False, 0
     for line in lines:
         numbers = parse_line(line)
         box = xyxy_of(numbers) if numbers else None
@@ -226,13 +264,21 @@ def read_photograph(files: ImageFiles) -> PhotographReading:
             faults.append("line that is not four numbers x y w h")
         elif box is None:
             faults.append("box of no positive size")
+        elif box in seen:
+            faults.append("line that stands twice")
         else:
-            box = (max(box[0], 0), max(box[1], 0), min(box[2], width), min(box[3], height))
-            if box[2] > box[0] and box[3] > box[1]:
-                boxes.append(box)
-            else:
+            seen.add(box)
+            fractions += all(0 <= number <= 1 for number in numbers)
+            inside = clip_box(box, size)
+            if inside is None:
                 faults.append("box outside of its image")
-    return PhotographReading(faults, boxes, max((box_share(box, (height, width)) for box in boxes), default=0))
+            elif is_below_pixel(box) or is_below_pixel(inside):
+                faults.append("box that is less than a pixel wide or high")
+            else:
+                is_clipped |= inside != box
+                boxes.append(inside)
+    share = max((box_share(box, size) for box in boxes), default=0)
+    return PhotographReading(faults, boxes, share, is_clipped=is_clipped, fractions=fractions)
 
 
 def parse_line(line: str) -> list[float] | None:
@@ -248,61 +294,65 @@ def parse_line(line: str) -> list[float] | None:
 
 
 def assign_roles(photographs: list[Photograph], seed: int, query_fraction: float) -> set[str]:
-    """Names of the photographs that become queries, of those that can be in XS; the others are gallery (step 2)."""
-    names_of = defaultdict(list)
+    """Keys of the photographs that become queries, of those that can be in XS; the others are gallery (step 2)."""
+    keys_of = defaultdict(list)
     for photograph in photographs:
         if photograph.part != "M":
-            names_of[photograph.instances[0]].append(photograph.name)
+            keys_of[photograph.instances[0]].append(photograph.key)
     queries: set[str] = set()
-    for names in names_of.values():
-        names.sort(key=lambda name: hashlib.sha256(f"{seed}/{name}".encode("utf-8", "surrogateescape")).digest())
-        queries.update(names[: math.ceil(round(query_fraction * len(names), 6))])
+    for keys in keys_of.values():
+        keys.sort(key=lambda key: hashlib.sha256(f"{seed}/{key}".encode("utf-8", "surrogateescape")).digest())
+        queries.update(keys[: math.ceil(round(query_fraction * len(keys), 6))])
     return queries
 
 
 def roles_from_lists(
     photographs: list[Photograph], query_list: str, gallery_list: str, findings: Findings
 ) -> tuple[list[Photograph], set[str]]:
-    """Roles from the lists of a paper: (photographs that are in either, names of the queries). Raises SoirError."""
+    """Roles from the lists of a paper: (photographs that are in either, keys of the queries). Raises SoirError."""
     queries, gallery = read_list(query_list), read_list(gallery_list)
-    both = sorted(queries & gallery)
+    both = sorted(queries.keys() & gallery.keys())
     if both:
-        raise SoirError(f"{both[0]} is in both {query_list} and {gallery_list}: an image has one role")
-    listed, chosen = queries | gallery, []
+        raise SoirError(f"{queries[both[0]]} is in both {query_list} and {gallery_list}: an image has one role")
+    listed, chosen = {**queries, **gallery}, []
     for photograph in photographs:
-        if photograph.name not in listed:
+        if photograph.key not in listed:
             continue
-        listed.discard(photograph.name)
-        if photograph.part == "M" and photograph.name in queries:
+        del listed[photograph.key]
+        if photograph.part == "M" and photograph.key in queries:
             findings.skip("listed query of INSTRE-M, which shows two objects", photograph.name)
         else:
             chosen.append(photograph)
-    for name in sorted(listed):
+    for name in sorted(listed.values()):
         findings.skip("listed image that is not there, or above the threshold", name)
-    return chosen, queries
+    return chosen, set(queries)
 
 
-def read_list(path: str) -> set[str]:
-    """The lines of a text file: a set of paths like INSTRE-S1/01a_canada_book/013.jpg. Raises SoirError."""
+def read_list(path: str) -> dict[str, str]:
+    """Key -> path, of a text file with one path like INSTRE-S1/01a_canada_book/013.jpg per line. Raises SoirError."""
     try:
         with open_regular(path) as file:
             lines = file.read().decode("utf-8-sig").splitlines()
     except (OSError, ValueError) as error:
         raise SoirError(f"cannot read the list {path}: {error}") from error
     names = (line.strip().replace("\\", "/") for line in lines)
-    return {name[2:] if name.startswith("./") else name for name in names if name}
+    return {key_of(tidy_path(name)): name for name in names if name}
+
+
+def is_below(photograph: Photograph, threshold: float) -> bool:
+    return photograph.share < threshold or threshold == 100  # an object may fill its image
 
 
 def select_subset(photographs: list[Photograph], queries: set[str]) -> list[Member]:
     """The members of a subset, of photographs that are small enough (step 4)."""
-    asked = {photograph.instances[0] for photograph in photographs if photograph.name in queries}
-    shown = {i for photograph in photographs if photograph.name not in queries for i in photograph.instances}
+    asked = {photograph.instances[0] for photograph in photographs if photograph.key in queries}
+    shown = {i for photograph in photographs if photograph.key not in queries for i in photograph.instances}
     kept = asked & shown
     subset = []
     for photograph in photographs:
         objects = [index for index, instance in enumerate(photograph.instances) if instance in kept]
         if objects:
-            subset.append(Member(photograph, photograph.name in queries, objects))
+            subset.append(Member(photograph, photograph.key in queries, objects))
     return subset
 
 
@@ -369,7 +419,7 @@ def print_figures(rows: list[tuple[str, dict[str, Any]]]) -> None:
 def parse_args() -> argparse.Namespace:
     parser = make_parser(
         "Build INSTRE-XS and INSTRE-XXS, the small-object subsets of INSTRE.",
-        "0 fine, 1 something was skipped and --strict was given, 2 the run could not be done",
+        "0 fine, 1 something was skipped or noticed and --strict was given, 2 the run could not be done",
     )
     add = parser.add_argument
     add("--instre-root", default=".", metavar="DIR", help="folder of the download (default: the current folder)")
@@ -419,14 +469,17 @@ def main() -> int:
         if found:
             rows.append((f"INSTRE-{part}", figures_of(found)))
 
-    chosen = [photograph for photograph in photographs if photograph.share < args.xs_threshold]
+    for option, threshold in (("--xs-threshold", args.xs_threshold), ("--xxs-threshold", args.xxs_threshold)):
+        if threshold < 1:
+            findings.notice("threshold below 1 %: its unit is percent, 15 is 15 %", f"{option} {threshold:g}")
+    chosen = [photograph for photograph in photographs if is_below(photograph, args.xs_threshold)]
     if args.query_list:
         chosen, queries = roles_from_lists(chosen, args.query_list, args.gallery_list, findings)
     else:
         queries = assign_roles(chosen, args.seed, args.query_fraction)
     files = []
     for output, name, threshold in zip(outputs, ("INSTRE-XS", "INSTRE-XXS"), (args.xs_threshold, args.xxs_threshold)):
-        subset = select_subset([photograph for photograph in chosen if photograph.share < threshold], queries)
+        subset = select_subset([photograph for photograph in chosen if is_below(photograph, threshold)], queries)
         if subset:
             members = [member.photograph for member in subset]
             rows.append((name, figures_of(members, sum(member.is_query for member in subset))))
@@ -443,7 +496,7 @@ def main() -> int:
     print()
     for (output, entries), size in zip(files, sizes):
         print(f"wrote {output}: {len(entries):,} entries, {size / 1e3:,.0f} kB")
-    return 1 if args.strict and findings.skipped else 0
+    return 1 if args.strict and findings else 0
 
 
 if __name__ == "__main__":

@@ -45,7 +45,7 @@ from soir_common import (
     Annotations,
     Box,
     Entry,
-    box_area,
+    box_iou,
     box_share,
     boxes_of_instance,
     difficulty,
@@ -118,15 +118,6 @@ def score_ranks(ranks: np.ndarray, relevant: int) -> dict[str, float]:
         result[f"precision@{k}"] = first / k
         result[f"nDCG@{k}"] = gains[:first].sum() / (1 / np.log2(np.arange(2, best + 2))).sum()
     return {name: float(value) for name, value in result.items()}
-
-
-def box_iou(a: Box, b: Box) -> float:
-    """Intersection over union of two (x1, y1, x2, y2) boxes."""
-    width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
-    if width <= 0 or height <= 0:
-        return 0.0
-    union = box_area(a) + box_area(b) - width * height
-    return width * height / union if union > 0 else 0.0  # 0 where sides of 1e-200 pixels have no area in floats
 
 
 def bootstrap_interval(values: list[float], groups: list[str]) -> tuple[float, float]:

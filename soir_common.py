@@ -57,6 +57,10 @@ MAX_COORDINATE = 2**31
 # How far, in pixels, a box may reach out of its image: rounding.
 TOLERANCE = 1
 
+# How far, in pixels, a mask may reach out of the box of its object, and below which IoU its own box is far smaller.
+MASK_REACH = 2
+LOOSE_IOU = 0.5
+
 
 # -------------------------------------------------------------------------------------------------------------- makers
 
@@ -177,6 +181,20 @@ def _object_faults(ids: list[Any], boxes: list[Any]) -> Iterator[tuple[str, str]
             yield "box-outside", f"{tuple(box)}"
 
 
+def entry_doubts(entry: Entry) -> Iterator[tuple[str, str]]:
+    """Yield (check, detail) for what is odd in an entry without faults."""
+    boxes = boxes_of(entry)
+    for box in boxes:
+        if is_below_pixel(box):
+            yield "box-below-pixel", f"{tuple(box)}"
+    if len(boxes) > 1:
+        seen = set()
+        for item in zip(entry["ins"], map(tuple, boxes)):
+            if item in seen:
+                yield "object-repeated", f"instance {item[0]}, {item[1]}"
+            seen.add(item)
+
+
 def extent_faults(entry: Entry, size: Size) -> Iterator[tuple[str, str]]:
     """Yield (check, detail) for the boxes of an entry that reach out of their image, whose (height, width) is known."""
     height, width = size
@@ -251,6 +269,42 @@ def xyxy_of(box_xywh: Any) -> Box | None:
 
 def box_area(box: Box) -> float:
     return (box[2] - box[0]) * (box[3] - box[1])
+
+
+def is_below_pixel(box: Box) -> bool:
+    """Whether a box is less than a pixel wide or high; 1 - 1e-6 counts as one, since x2 - x1 is rounded."""
+    return min(box[2] - box[0], box[3] - box[1]) < 1 - 1e-6
+
+
+def box_iou(a: Box, b: Box) -> float:
+    """Intersection over union of two boxes."""
+    width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
+    if width <= 0 or height <= 0:
+        return 0.0
+    union = box_area(a) + box_area(b) - width * height
+    return width * height / union if union > 0 else 0.0  # 0 where sides of 1e-200 pixels have no area in floats
+
+
+def clip_box(box: Box, size: Size) -> Box | None:
+    """The part of a box that lies in an image of (height, width); None if nothing does."""
+    inside = max(box[0], 0), max(box[1], 0), min(box[2], size[1]), min(box[3], size[0])
+    return inside if inside[2] > inside[0] and inside[3] > inside[1] else None
+
+
+def reach_of_box(box: Box, outer: Box) -> float:
+    """How far, in pixels, a box reaches out of another; at most 0 if it does not."""
+    return max(outer[0] - box[0], outer[1] - box[1], box[2] - outer[2], box[3] - outer[3])
+
+
+def doubt_of_mask(mask_box: Box, box: Box) -> str:
+    """What contradicts itself in an object of a gallery image: "reaching", "loose", or "" for nothing.
+
+    mask_box  the box of its mask. What is seen of an object lies in its box, even in one of all of the object (BOP's
+              `bbox_obj`), so one that reaches out of the box is wrong; but such a box may be far larger than the mask.
+    """
+    if reach_of_box(mask_box, box) > MASK_REACH:
+        return "reaching"
+    return "loose" if box_iou(mask_box, box) < LOOSE_IOU else ""
 
 
 def box_share(box: Box, size: Size) -> float:

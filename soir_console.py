@@ -99,9 +99,24 @@ def make_parser(description: str, statuses: str) -> argparse.ArgumentParser:
 def add_creation_options(parser: argparse.ArgumentParser) -> None:
     """The options of the scripts that make annotation files from images."""
     add = parser.add_argument
-    add("--workers", type=positive, default=os.cpu_count() or 1, metavar="N", help="processes (default: all cores)")
+    add("--workers", type=positive, default=usable_cpus(), metavar="N", help="processes (default: all CPUs allowed)")
     add("--relative-paths", action="store_true", help="image paths start at the root, so that the file can move")
-    add("--strict", action="store_true", help="exit with 1 if anything was skipped")
+    add("--strict", action="store_true", help="exit with 1 if anything was skipped or noticed")
+
+
+def usable_cpus() -> int:
+    """How many CPUs this process may use: of a Slurm job or a container, its own share and not the whole machine."""
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    for quota_file, period_file in (
+        ("/sys/fs/cgroup/cpu.max", None),  # "<quota> <period>"
+        ("/sys/fs/cgroup/cpu/cpu.cfs_quota_us", "/sys/fs/cgroup/cpu/cpu.cfs_period_us"),
+    ):
+        with suppress(OSError, ValueError):
+            text = open(quota_file).read() + (f" {open(period_file).read()}" if period_file else "")  # noqa: SIM115
+            quota, period = map(int, text.split())  # no quota is "max", or -1
+            if quota > 0 and period > 0:
+                cpus = min(cpus, max(1, quota // period))
+    return cpus
 
 
 def positive(text: str) -> int:
@@ -132,8 +147,9 @@ class Findings:
         self.skipped: defaultdict[str, list[str]] = defaultdict(list)
         self.noticed: defaultdict[str, list[str]] = defaultdict(list)
 
-    def skip(self, reason: str, place: str) -> None:
-        self.skipped[reason].append(place)
+    def skip(self, reason: str, place: str, detail: str = "") -> None:
+        """Add a place; of a detail, the first one of each reason is kept."""
+        self.skipped[reason].append(f"{place} ({detail})" if detail and reason not in self.skipped else place)
 
     def notice(self, reason: str, place: str) -> None:
         self.noticed[reason].append(place)

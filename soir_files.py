@@ -50,6 +50,11 @@ def read_bytes(path: str, limit: int) -> bytes:
         return file.read()
 
 
+def reason_of(error: Exception) -> str:
+    """What the system, or the decoder, said of a file."""
+    return getattr(error, "strerror", None) or str(error.__cause__ or error)
+
+
 def read_json(path: str, object_hook: Callable[[dict[str, Any]], Any] | None = None) -> Any:
     """Read a JSON file, in UTF-8. Raises SoirError if the file cannot be read or is not valid JSON."""
     try:
@@ -105,8 +110,10 @@ def _check_output(path: str) -> None:
         raise SoirError(f"the output {path} is named like a folder: name a file")
     path = os.path.realpath(path)
     folder = os.path.dirname(path)
+    while not os.path.lexists(folder):  # it will be made
+        folder = os.path.dirname(folder)
     if not os.path.isdir(folder):
-        raise SoirError(f"the folder of the output, {folder}, does not exist: create it, or name another output")
+        raise SoirError(f"the folder of the output, {folder}, is no folder: name another output")
     if not os.access(folder, os.W_OK):
         raise SoirError(f"the folder of the output, {folder}, is not writable: name another output")
     try:
@@ -139,6 +146,7 @@ def whole_file(path: str) -> Iterator[BinaryIO]:
     prefix = f"{path}.{socket.gethostname()}-"
     temporary = f"{prefix}{os.getpid()}.tmp"
     try:
+        os.makedirs(os.path.dirname(path), exist_ok=True)
         _remove_stale(prefix)
         with open(temporary, "wb") as file:
             yield file

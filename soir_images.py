@@ -47,6 +47,26 @@ def natural_key(name: str) -> tuple[list[Any], str]:
     return parts, name
 
 
+def one_per_stem(names: list[str]) -> tuple[dict[str, str], list[str]]:
+    """(stem -> name, other names): of images that differ in their ending only, the one that is first in IMAGE_ENDINGS.
+
+    names  in natural order, in which the stems come back
+    """
+    chosen: dict[str, str] = {}
+    others = []
+    for name in names:
+        stem = os.path.splitext(name)[0]
+        first = chosen.setdefault(stem, name)
+        if first != name:
+            chosen[stem], other = sorted((first, name), key=_rank_of_ending)
+            others.append(other)
+    return chosen, others
+
+
+def _rank_of_ending(name: str) -> tuple[int, str]:
+    return IMAGE_ENDINGS.index(os.path.splitext(name)[1].lower()), name
+
+
 def is_image_size(size: Any) -> bool:
     """Whether a value of a file is [height, width] of an image that can be held in memory."""
     if not isinstance(size, (list, tuple)) or len(size) != 2:
@@ -132,13 +152,19 @@ def absolute_base(base_path: str | None) -> str | None:
     return base_path and os.path.abspath(base_path)
 
 
+def tidy_path(*parts: str) -> str:
+    """Join parts of a path as entries have it: with slashes, without `.` or `//`. A `..` stays: links may matter."""
+    path = os.path.join(*parts).replace(os.sep, "/")
+    return "/" * path.startswith("/") + "/".join(part for part in path.split("/") if part not in ("", "."))
+
+
 def full_path(path: str, base_path: str | None) -> str | None:
     """Where an image lies on the disk.
 
     base_path  the folder that relative paths start at, absolute; None for the current folder
-    Returns None for a path that leads out of the base path.
+    Returns None for a relative path that leads out of the base path.
     """
-    if base_path is None:
+    if base_path is None or os.path.isabs(path):
         return path
     base = os.path.join(base_path, "")
     full = os.path.normpath(os.path.join(base, path))

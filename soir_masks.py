@@ -1,6 +1,6 @@
-"""COCO RLE: from images, from run lengths and polygons; to boxes and pixels; valid or not.
+"""COCO RLE: from pixels, run lengths and polygons; to boxes and pixels; valid or not.
 
-    from soir_masks import read_mask, decode_mask
+    from soir_masks import decode_mask, encode_mask
 
 A mask is {"size": [height, width], "counts": ...}. Its counts are run lengths in column-major order, the first one
 background; as a list, or compressed to text. The format: https://github.com/cocodataset/cocoapi/blob/master/common/maskApi.h
@@ -9,15 +9,13 @@ background; as a list, or compressed to text. The format: https://github.com/coc
 from __future__ import annotations
 
 import array
-import functools
 from typing import Any, Iterable, Iterator, NamedTuple, Tuple
 
 import numpy as np
 import pycocotools.mask as coco_mask
-from PIL import Image, ImageChops
 
 from soir_common import Rle, is_coordinate
-from soir_images import is_image_size, read_image
+from soir_images import is_image_size
 
 MaskBox = Tuple[int, int, int, int]  # (x1, y1, x2, y2), half-open
 
@@ -33,44 +31,13 @@ MAX_OUTLINE = 20
 CHUNK = 256
 
 
-# ------------------------------------------------------------------------------------------------------- from an image
-
-
-def read_mask(path: str) -> tuple[Rle, MaskBox] | None:
-    """Read a mask image: its compressed RLE, and the half-open box (x1, y1, x2, y2) of it; None if no pixel is set.
-
-    JPEG masks are 255 times the mask, with ringing around every contour, so there half of 255 separates object and
-    background. Masks in lossless formats may be 0/1, 0/255 or 0/65535: there it is half of the largest value.
-    Raises OSError if the file is no image that can be read, ValueError for noise, which would take gigabytes.
-    """
-    image = read_image(path, luminance=True)
-    # Only the rectangle that is not black is looked at; that is most of the speed.
-    rectangle = image.getbbox() if image.mode in ("1", "L", "RGB") else (0, 0, *image.size)
-    if rectangle is None:
-        return None
-    values = np.asarray(_brightness(image.crop(rectangle)))
-    threshold = 127 if image.format == "JPEG" else values.max() / 2
-    return encode_mask(values > threshold, (rectangle[1], rectangle[0]), (image.height, image.width))
-
-
-def _brightness(image: Image.Image) -> Image.Image:
-    """A mask in any mode -> one channel: the brightest of its colours, or its alpha if nothing else is set."""
-    if image.mode in ("P", "PA"):
-        image = image.convert("RGBA" if image.mode == "PA" or "transparency" in image.info else "RGB")
-    elif image.mode in ("CMYK", "YCbCr", "LAB", "HSV"):
-        image = image.convert("RGB")
-    if image.mode not in ("RGB", "LA", "RGBA"):
-        return image
-    if image.mode == "RGB":
-        return functools.reduce(ImageChops.lighter, image.split())
-    *colours, alpha = image.split()
-    visible = ImageChops.multiply(functools.reduce(ImageChops.lighter, colours), alpha)
-    is_constant = len(set(alpha.getextrema())) == 1
-    return alpha if visible.getbbox() is None and not is_constant else visible  # a constant alpha shows nothing
+# ------------------------------------------------------------------------------------- from pixels, runs and polygons
 
 
 def encode_mask(foreground: np.ndarray, corner: tuple[int, int], size: tuple[int, int]) -> tuple[Rle, MaskBox] | None:
-    """Encode a mask of which only a rectangle is not empty, as `read_mask` does. pycocotools takes ten times as long.
+    """Encode a mask of which only a rectangle is not empty: its compressed RLE and its box; None if no pixel is set.
+
+    pycocotools takes ten times as long.
 
     foreground  bool [h, w], the rectangle
     corner      (y, x) of its upper left pixel in the image
@@ -111,9 +78,6 @@ def compress_runs(runs: np.ndarray, size: tuple[int, int]) -> Rle:
         runs = np.diff(np.concatenate(([0], edges, [height * width]))).astype(np.uint32)
     rle = coco_mask.frPyObjects({"size": [height, width], "counts": runs}, height, width)
     return {"size": [height, width], "counts": rle["counts"].decode("ascii")}
-
-
-# ---------------------------------------------------------------------------------------------------- from a COCO file
 
 
 def compress_rle(record: Rle) -> Rle:

@@ -35,13 +35,15 @@ from soir_common import (
     boxes_of,
     boxes_of_instance,
     difficulty,
+    doubt_of_mask,
+    entry_doubts,
     entry_faults,
     extent_faults,
     load_annotations,
     masks_of,
     shorten,
 )
-from soir_files import SoirError, check_outputs, whole_file
+from soir_files import SoirError, check_outputs, find_root, whole_file
 from soir_images import absolute_base, full_path, image_size
 from soir_masks import MaskReading, decode_mask, examine_masks, list_mask_box
 from soir_pictures import (
@@ -80,7 +82,7 @@ CHECKS = {
     "mask-empty": ("error", "a mask is empty"),
     "mask-size": ("error", "the masks of an image differ in size"),
     "query-box": ("error", "the box of a query is not the box of its mask"),
-    "gallery-box": ("error", "the mask of an object does not overlap its box"),
+    "gallery-box": ("error", "the mask of an object reaches out of its box"),
     "mask-list": ("warning", "a mask is a list of run lengths, which pycocotools cannot decode"),
     "mask-row-major": ("warning", "a mask is row-major, as the authors' script wrote it: pycocotools cannot decode it"),
     "mask-inverted": ("warning", "a row-major mask lacks its leading 0: read as it stands, it is inverted"),
@@ -88,6 +90,9 @@ CHECKS = {
         "warning",
         "the box of a query with a row-major mask ends in its last pixel, not behind it",
     ),
+    "gallery-box-loose": ("warning", "the box of an object is far larger than its mask: a box of all of the object?"),
+    "object-repeated": ("warning", "an image has the same instance with the same box twice"),
+    "box-below-pixel": ("warning", "a box is less than a pixel wide or high: shares of the image, not pixels?"),
     "query-unanswered": ("warning", "no gallery image of the set shows the query's instance"),
     "instance-unqueried": ("warning", "an instance of the gallery has no query"),
     "set-one-sided": ("warning", "the set has queries only, or gallery images only"),
@@ -136,10 +141,11 @@ def check_entries(annotations: Annotations, findings: Findings) -> Annotations:
     sound = {}
     for path, entry in progress_bar("entries", annotations.items()):
         faults = list(entry_faults(path, entry))
-        for check, detail in faults:
-            findings.add(check, path, detail)
         if not faults:
             sound[path] = entry
+            faults = list(entry_doubts(entry))
+        for check, detail in faults:
+            findings.add(check, path, detail)
     return sound
 
 
@@ -193,12 +199,9 @@ def mask_faults(item: Object, reading: MaskReading) -> Iterator[tuple[str, str]]
         yield fault, reading.detail
     elif item.is_query and box != mask_box:
         yield "query-box", f"{box}, its mask's is {mask_box}"
-    elif mask_box and not overlap(box, mask_box):
-        yield "gallery-box", f"{box}, its mask's is {mask_box}"
-
-
-def overlap(a: Box, b: Box) -> bool:
-    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
+    elif mask_box and not item.is_query and doubt_of_mask(mask_box, box):
+        check = "gallery-box" if doubt_of_mask(mask_box, box) == "reaching" else "gallery-box-loose"
+        yield check, f"{box}, its mask's is {mask_box}"
 
 
 def check_paths(
@@ -454,6 +457,15 @@ def gallery_tiles(path: str, entry: Entry, instance: int, base_path: str | None)
 # -------------------------------------------------------------------------------------------------------------- script
 
 
+def hint_at_base(paths: list[str], base_path: str | None) -> str:
+    """What to do where none of the images is there."""
+    relative = [path for path in paths if not os.path.isabs(path)]
+    found = find_root(base_path or ".", random.Random(0).sample(relative, min(len(relative), 3))) if relative else None
+    if found:
+        return f"they are one level from here, try --base-path {found}"
+    return "name the folder that their paths start at with --base-path"
+
+
 def parse_args() -> argparse.Namespace:
     parser = make_parser(
         "Check an annotation file and say what is in it.",
@@ -512,7 +524,7 @@ def main() -> int:
         print_statistics(figures)
     print_issues(findings, args.verbose)
     if findings.counts["path-missing"] == len(annotations):
-        print("\nNone of the images is there: name the folder that their paths start at with --base-path.")
+        print(f"\nNone of the images is there: {hint_at_base(list(annotations), base_path)}.")
     if args.preview and not picture:
         print("\nThere is nothing to preview: no instance has both a query and a gallery image without errors.")
     written = [path for path in (args.report, picture and args.preview) if path]

@@ -1,0 +1,313 @@
+"""COCO files: read them, join them by image, and choose the annotations that can be used.
+
+from soir_coco import join_images, read_coco, usable_objects
+"""
+
+from __future__ import annotations
+
+from soir_console import Findings
+
+import posixpath
+import random
+import re
+from collections import Counter
+from contextlib import suppress
+from typing import Any, Dict, Iterator, List, NamedTuple
+
+import numpy as np
+import pycocotools.mask as coco_mask
+
+from soir_common import (
+    TOLERANCE,
+    Box,
+    Rle,
+    Size,
+    clip_box,
+    doubt_of_mask,
+    is_below_pixel,
+    is_box,
+    is_id,
+    reach_of_box,
+    shorten,
+    xyxy_of,
+)
+from soir_files import SoirError, read_json
+from soir_images import natural_key
+from soir_masks import compress_rle, draw_polygons, read_segmentation
+
+# The keys of a COCO file that we use. The rest, half of OWID's 500 MB, is dropped while the JSON is parsed.
+COCO_KEYS = {"images", "annotations", "id", "file_name", "width", "height"}
+COCO_KEYS |= {"image_id", "category_id", "bbox", "segmentation", "num_ins", "iscrowd", "ignore"}
+
+Coco = Dict[str, List[Dict[str, Any]]]
+
+
+class GalleryImage(NamedTuple):
+    """A gallery image, with what its COCO file says of it."""
+
+    path: str  # in the annotation file
+    name: str  # in the folder of the gallery
+    split: str
+    size: Size  # (height, width), which may be (None, None) until the image has been read
+    annotations: list[dict[str, Any]]
+
+
+# ------------------------------------------------------------------------------------------------------------- images
+
+
+def read_coco(path: str) -> Coco:
+    """Read a COCO file: its lists "images" and "annotations" of dicts, with the keys of COCO_KEYS.
+
+    An RLE is compressed as soon as it is parsed, since its list of run lengths takes fifty times the memory; in place
+    of one that is not valid stands the ValueError of `compress_rle`. Raises SoirError if it is no COCO file.
+    """
+
+    def shrink(record: dict[str, Any]) -> Any:
+        if "counts" in record and "image_id" not in record:
+            try:
+                return compress_rle(record)
+            except ValueError as error:
+                return error
+        return {name: value for name, value in record.items() if name in COCO_KEYS}
+
+    coco = read_json(path, object_hook=shrink)
+    if not isinstance(coco, dict) or not all(isinstance(coco.get(name), list) for name in ("images", "annotations")):
+        raise SoirError(f'{path} is no COCO file: expected an object with the lists "images" and "annotations"')
+    return {name: [r if isinstance(r, dict) else {} for r in coco[name]] for name in ("images", "annotations")}
+
+
+def join_images(files: dict[str, Coco], prefix: str, findings: Findings) -> list[GalleryImage]:
+    """Join the annotations of COCO files to their images, in natural order.
+
+    files  split -> its COCO file; an image that stands in several is of the last one's split
+    Images are merged by file name: RoboTools has one image record per annotation, each with an id of its own.
+    Raises SoirError if all images of a split stand in another one too.
+    """
+    images: dict[str, GalleryImage] = {}
+    for split, coco in files.items():
+        names: dict[int, str] = {}  # by image id
+        earlier = set(images)
+        for record in coco["images"]:
+            name = record.get("file_name")
+            if not is_id(record.get("id")) or record["id"] in names:
+                findings.skip("image record without an id of its own", f"{prefix}: {shorten(name)}")
+            elif not is_safe(name):
+                reason = "image whose file name is no path inside its folder"
+                findings.skip(reason, f"{prefix}: {shorten(name)}")
+            else:
+                name = names[record["id"]] = posixpath.normpath(str(name))
+                annotations = images[name].annotations if name in images else []
+                size: Any = record.get("height"), record.get("width")
+                images[name] = GalleryImage(f"{prefix}/{name}", name, split, size, annotations)
+        for annotation in coco["annotations"]:
+            number = annotation.get("image_id")
+            if is_id(number) and number in names:
+                images[names[number]].annotations.append(annotation)
+            else:
+                place = f"{prefix}: {split} annotation {shorten(annotation.get('id'))}"
+                findings.skip("annotation that points to no image", place)
+        again = earlier.intersection(names.values())
+        if again and again == set(names.values()):
+            raise SoirError(
+                f"{prefix}: all {len(again):,} images of {split} stand in the annotations of another split too: "
+                "is one file a copy of the other? Get both again"
+            )
+        for name in sorted(again, key=natural_key):
+            findings.notice(f"image of several splits, taken as a {split} image", images[name].path)
+    return [images[name] for name in sorted(images, key=natural_key)]
+
+
+def is_safe(name: Any) -> bool:
+    """Whether the file name of a COCO file stays inside its folder. It is somebody else's text: nothing is believed."""
+    return (
+        isinstance(name, str)
+        and 0 < len(name) < 1024
+        and not name.startswith("/")
+        and not re.search(r"[\\:\0]", name)  # a Windows path, a drive, the end of a C string
+        and ".." not in name.split("/")
+    )
+
+
+# -------------------------------------------------------------------------------------------------------- annotations
+
+
+class GalleryObject(NamedTuple):
+    """An annotation that can be used."""
+
+    instance: int
+    box: Box  # inside the image
+    mask: Rle | None  # None in a set without masks
+    num_ins: int
+
+
+class Doubts:
+    """The annotations of a set that contradict themselves. If they are many, the whole set may be meant otherwise."""
+
+    def __init__(self, is_kept: bool) -> None:
+        self.is_kept = is_kept  # --keep-contradictions
+        self.annotations = 0  # of the set, all
+        self.corners = 0  # those of them whose bbox could be [x1, y1, x2, y2]
+        self.tiny: list[dict[str, Any]] = []  # those under one pixel wide or high
+        # With the (height, width) of the image: whose mask reaches out of its box; whose box is far too large, or
+        # reaches out of the image.
+        self.reaching: list[tuple[dict[str, Any], Size]] = []
+        self.loose: list[tuple[dict[str, Any], Size]] = []
+
+
+def usable_objects(
+    image: GalleryImage,
+    has_masks: bool,
+    wanted: set[int] | None,
+    doubts: Doubts,
+    findings: Findings,
+) -> list[GalleryObject]:
+    """The annotations of an image that can be used; `wanted` are the instances to keep, None for all."""
+    objects: dict[tuple[int, Box], GalleryObject] = {}
+    for annotation in image.annotations:
+        instance: Any = annotation.get("category_id")
+        if annotation.get("iscrowd"):
+            findings.skip("annotation of a region, not of an instance (iscrowd)", image.path)
+            continue
+        if not is_id(instance):
+            findings.skip("annotation without an instance id", image.path)
+            continue
+        if wanted is not None and instance not in wanted:
+            continue
+        box = usable_box(annotation, image, doubts, findings)
+        if box is None:
+            continue
+        if (instance, box) in objects:
+            findings.skip("annotation that occurs twice", image.path)
+            continue
+        mask = None
+        if has_masks:
+            try:
+                mask = read_segmentation(annotation.get("segmentation"), image.size)
+            except ValueError as error:
+                findings.skip(f"annotation without a usable mask ({error})", image.path)
+                continue
+            doubt = doubt_of_mask(box_of_mask(mask), box)
+            if doubt == "reaching":
+                doubts.reaching.append((annotation, image.size))
+                if not doubts.is_kept:
+                    findings.skip("annotation whose mask reaches out of its box", image.path)
+                    continue
+                findings.notice("annotation whose mask reaches out of its box, kept", image.path)
+            elif doubt == "loose":
+                doubts.loose.append((annotation, image.size))
+                findings.notice("annotation whose box is far larger than its mask", image.path)
+        if annotation.get("ignore"):
+            findings.notice("annotation that says ignore, kept", image.path)
+        num_ins = annotation.get("num_ins")
+        if not is_id(num_ins) or not num_ins:
+            num_ins = len(image.annotations)
+        objects[instance, box] = GalleryObject(instance, box, mask, num_ins)
+    return list(objects.values())
+
+
+def usable_box(annotation: dict[str, Any], image: GalleryImage, doubts: Doubts, findings: Findings) -> Box | None:
+    """The box of an annotation, half-open and inside its image."""
+    bbox = annotation.get("bbox")
+    box = xyxy_of(bbox)
+    doubts.annotations += 1
+    doubts.corners += is_box(bbox) and is_inside(bbox, image.size)
+    if box is None:
+        findings.skip("annotation without a box of positive size", image.path)
+        return None
+    inside = clip_box(box, image.size)
+    if inside is None:
+        doubts.loose.append((annotation, image.size))
+        findings.skip("annotation whose box lies outside of its image", image.path)
+        return None
+    if is_below_pixel(box) or is_below_pixel(inside):
+        doubts.tiny.append(annotation)
+        findings.skip("annotation whose box is less than a pixel wide or high", image.path)
+        return None
+    if inside != box:
+        doubts.loose.append((annotation, image.size))
+        findings.notice("annotation whose box reaches out of its image, clipped", image.path)
+    return inside
+
+
+def box_of_mask(mask: Rle) -> Box:
+    x, y, width, height = map(int, coco_mask.toBbox(mask))
+    return x, y, x + width, y + height
+
+
+# -------------------------------------------------------------------------------- annotations that mean something else
+
+
+def stop_if_misread(doubts: Doubts, place: str) -> None:
+    """Raise SoirError if so many annotations contradict themselves that they must be meant otherwise than we read them.
+
+    place  the folder of the set
+    """
+    half = doubts.annotations / 2
+    if len(doubts.tiny) > half and all(all(0 <= value <= 1 for value in a["bbox"]) for a in doubts.tiny):
+        raise SoirError(
+            f"{len(doubts.tiny):,} of the {doubts.annotations:,} boxes of {place} lie within 0..1: "
+            "these are shares of the image, pixels are expected; multiply them by its width and height"
+        )
+    if doubts.is_kept:
+        return
+    suspects = doubts.reaching + doubts.loose
+    meaning, share = likely_meaning(suspects)
+    are_corners = doubts.corners == doubts.annotations and len(doubts.loose) > 0.1 * doubts.annotations
+    if len(doubts.reaching) > half or (len(suspects) > half and share > 0.9) or (are_corners and "corners" in meaning):
+        looks = f"it looks as if {meaning}" if share > 0.5 else "none of the usual mistakes explains it"
+        raise SoirError(
+            f"{len(suspects):,} of the {doubts.annotations:,} annotations of {place} contradict themselves, "
+            f"mask against box or box against image: {looks}. Mend the file, or keep them with --keep-contradictions"
+        )
+
+
+def likely_meaning(suspects: list[tuple[dict[str, Any], Size]]) -> tuple[str, float]:
+    """(what the annotations may mean instead, the share of them that then makes sense); a sample of them will do."""
+    sample = random.Random(0).sample(suspects, min(len(suspects), 200))
+    fits = Counter(meaning for annotation, size in sample for meaning in possible_meanings(annotation, size))
+    return max(((meaning, count / len(sample)) for meaning, count in fits.items()), default=("", 0), key=lambda m: m[1])
+
+
+def possible_meanings(annotation: dict[str, Any], size: Size) -> Iterator[str]:
+    """Yield the readings in which an annotation of an image of (height, width) does not contradict itself."""
+    bbox, box = annotation["bbox"], xyxy_of(annotation["bbox"])
+    segmentation = annotation.get("segmentation")
+    mask = None
+    with suppress(ValueError):
+        mask = coco_mask.decode(read_segmentation(segmentation, size))
+    corners = tuple(bbox)
+    if is_box(bbox) and agree(corners, mask, size):
+        yield "boxes are corners [x1, y1, x2, y2], where [x, y, width, height] is due"
+    if mask is None or box is None:
+        return
+    turned = mask.ravel(order="F").reshape(size)
+    for meaning, other in (
+        ("masks are row-major, where column-major is due", turned),
+        ("masks are inverted: run lengths without their leading 0", 1 - mask),
+        ("masks are row-major and inverted, where column-major is due, background first", 1 - turned),
+    ):
+        if agree(box, other, size):
+            yield meaning
+    if isinstance(segmentation, list):
+        height, width = size
+        scaled = [[v * (height if i % 2 else width) for i, v in enumerate(polygon)] for polygon in segmentation]
+        with suppress(ValueError):
+            if agree(box, coco_mask.decode(draw_polygons(scaled, size)), size):
+                yield "polygons are shares of the image, where pixels are due"
+
+
+def agree(box: Any, mask: np.ndarray | None, size: Size) -> bool:
+    """Whether a box lies in its image, and its mask fills it at least by half and stays inside."""
+    if not is_inside(box, size):
+        return False
+    if mask is None:
+        return True
+    if not mask.any():
+        return False
+    ys, xs = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    mask_box = int(xs[0]), int(ys[0]), int(xs[-1]) + 1, int(ys[-1]) + 1
+    return not doubt_of_mask(mask_box, box)
+
+
+def is_inside(box: Any, size: Size) -> bool:
+    return reach_of_box(box, (0, 0, size[1], size[0])) <= TOLERANCE

@@ -1,0 +1,130 @@
+"""Masks as images: which of their pixels show the object.
+
+    from soir_mask_images import read_mask
+
+A mask is an image of two levels: background, which is black, and object. What else people have is read where it says
+clearly what it means, and refused or noticed where it does not.
+"""
+
+from __future__ import annotations
+
+from functools import reduce
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image, ImageChops, ImageFilter
+
+from soir_common import Rle
+from soir_images import read_image
+from soir_masks import MaskBox, encode_mask
+
+# In a JPEG, darker than this is background with ringing around the contour, and brighter than 255 - this is object:
+# down to quality 90 there is nothing between them.
+RINGING = 24
+
+# An image of more levels than this, beyond black, is no label map.
+MAX_LABELS = 16
+
+# So many pixels of another level than the brightest are no accident.
+MANY = 16
+
+# A contour is a fringe of pixels of which each is near the background and near the object: at most this far, in pixels.
+FRINGE = 2
+
+
+class ImageMask(NamedTuple):
+    """What a mask image shows."""
+
+    rle: Rle | None  # compressed; None if no pixel is set
+    box: MaskBox | None  # half-open (x1, y1, x2, y2)
+    is_soft: bool  # it has more than two levels, and was cut at half of its largest value
+
+
+def read_mask(path: str) -> ImageMask:
+    """Read a mask image.
+
+    JPEG masks are 255 times the mask, with ringing around every contour, so there half of 255 separates object and
+    background. Masks in lossless formats may be 0/1, 0/255 or 0/65535: there it is half of the largest value.
+    Raises OSError if the file is no image that can be read; ValueError, whose text is the reason, for a mask that does
+    not say which pixels are the object.
+    """
+    image = read_image(path, luminance=True)
+    # Only the rectangle that is not black is looked at; that is most of the speed.
+    is_simple = image.mode in ("1", "L", "RGB")
+    rectangle = image.getbbox() if is_simple else (0, 0, image.width, image.height)
+    if rectangle is None:
+        return ImageMask(None, None, False)
+    if image.format == "JPEG":
+        values, is_soft = _read_lossy(image.crop(rectangle), path, rectangle)
+    else:
+        values, is_soft = _read_lossless(image.crop(rectangle))
+    threshold = 127 if image.format == "JPEG" and not is_soft else values.max() / 2
+    encoded = encode_mask(values > threshold, (rectangle[1], rectangle[0]), (image.height, image.width))
+    return ImageMask(*encoded, is_soft) if encoded else ImageMask(None, None, False)
+
+
+def _read_lossy(part: Image.Image, path: str, rectangle: tuple[int, int, int, int]) -> tuple[np.ndarray, bool]:
+    """The brightness of a part of a JPEG that was read by its luminance, and whether it is soft."""
+    values = np.asarray(_brightness(_opaque(part)))
+    grey = values[::2] - np.uint8(RINGING + 1) < 255 - 2 * RINGING - 1  # what is darker wraps around; half will do
+    if not grey.any():
+        return values, False
+    # Luminance makes a red object dark grey, and a blue one almost black: the file is read again, in colour.
+    values = np.asarray(_brightness(_opaque(read_image(path).crop(rectangle))))
+    return values, _is_soft(values, 255)
+
+
+def _read_lossless(part: Image.Image) -> tuple[np.ndarray, bool]:
+    """The brightness of a part of a lossless mask, and whether it is soft. Raises ValueError for a label map."""
+    part = _opaque(part)
+    values = np.asarray(_brightness(part))
+    top = values.max()
+    if np.count_nonzero(values) == np.count_nonzero(values == top) and not _is_coloured(part):
+        return values, False
+    levels = part.getcolors(MAX_LABELS + 1) if part.mode in ("1", "L", "RGB") else np.unique(values)[: MAX_LABELS + 2]
+    if levels is None or len(levels) > MAX_LABELS + 1:
+        return values, _is_soft(values, top)
+    pixels = np.asarray(part)
+    same = pixels == pixels.reshape(values.size, -1)[values.argmax()]
+    if _count_far(values == 0, same.reshape(*values.shape, -1).all(axis=2)) > MANY:
+        raise ValueError("mask with several labels")
+    return values, False
+
+
+def _opaque(image: Image.Image) -> Image.Image:
+    """A mask in any mode -> one channel, or RGB: its alpha if that is not constant, else its colours."""
+    if image.mode in ("P", "PA"):
+        image = image.convert("RGBA" if image.mode == "PA" or "transparency" in image.info else "RGB")
+    elif image.mode in ("CMYK", "YCbCr", "LAB", "HSV"):
+        image = image.convert("RGB")
+    if image.mode not in ("LA", "RGBA"):
+        return image
+    alpha = image.getchannel("A")
+    lowest, highest = map(int, alpha.getextrema())  # type: ignore[arg-type]
+    return image.convert(image.mode[:-1]) if lowest == highest > 0 else alpha  # of alpha 0, nothing can be seen
+
+
+def _brightness(image: Image.Image) -> Image.Image:
+    return reduce(ImageChops.lighter, image.split()) if image.mode == "RGB" else image
+
+
+def _is_coloured(image: Image.Image) -> bool:
+    if image.mode != "RGB":
+        return False
+    red, green, blue = image.split()
+    return any(ImageChops.difference(red, other).getbbox() for other in (green, blue))
+
+
+def _is_soft(values: np.ndarray, top: Any) -> bool:
+    """Whether what is neither dark nor bright is more than a fringe along the contour, so a matte, say."""
+    dark = values <= top / 4
+    return _count_far(dark, values >= top * 3 / 4) > max(MANY, int(np.count_nonzero(~dark)) // 100)
+
+
+def _count_far(dark: np.ndarray, bright: np.ndarray) -> int:
+    """How many of the pixels that are neither dark nor bright (both bool [h, w]) are not near both."""
+    levels = np.pad(np.where(dark, 0, np.where(bright, 255, 128)).astype(np.uint8), FRINGE)
+    image, reach = Image.fromarray(levels), 2 * FRINGE + 1
+    is_near_dark = np.asarray(image.filter(ImageFilter.MinFilter(reach))) == 0
+    is_near_bright = np.asarray(image.filter(ImageFilter.MaxFilter(reach))) == 255
+    return int(np.count_nonzero((levels == 128) & ~(is_near_dark & is_near_bright)))
