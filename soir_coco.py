@@ -184,6 +184,8 @@ def usable_objects(
             try:
                 mask = read_segmentation(annotation.get("segmentation"), image.size)
             except ValueError as error:
+                if isinstance(annotation.get("segmentation"), list):  # polygons in shares of the image show no pixel
+                    doubts.reaching.append((annotation, image.size))
                 findings.skip(f"annotation without a usable mask ({error})", image.path)
                 continue
             doubt = doubt_of_mask(box_of_mask(mask), box)
@@ -275,25 +277,23 @@ def possible_meanings(annotation: dict[str, Any], size: Size) -> Iterator[str]:
     mask = None
     with suppress(ValueError):
         mask = coco_mask.decode(read_segmentation(segmentation, size))
-    corners = tuple(bbox)
-    if is_box(bbox) and agree(corners, mask, size):
+    if is_box(bbox) and agree(bbox, mask, size):
         yield "boxes are corners [x1, y1, x2, y2], where [x, y, width, height] is due"
-    if mask is None or box is None:
-        return
-    turned = mask.ravel(order="F").reshape(size)
-    for meaning, other in (
-        ("masks are row-major, where column-major is due", turned),
-        ("masks are inverted: run lengths without their leading 0", 1 - mask),
-        ("masks are row-major and inverted, where column-major is due, background first", 1 - turned),
-    ):
-        if agree(box, other, size):
-            yield meaning
-    if isinstance(segmentation, list):
+    if box is not None and isinstance(segmentation, list):
         height, width = size
-        scaled = [[v * (height if i % 2 else width) for i, v in enumerate(polygon)] for polygon in segmentation]
-        with suppress(ValueError):
+        with suppress(ValueError, TypeError):
+            scaled = [[v * (height if i % 2 else width) for i, v in enumerate(polygon)] for polygon in segmentation]
             if agree(box, coco_mask.decode(draw_polygons(scaled, size)), size):
                 yield "polygons are shares of the image, where pixels are due"
+    elif box is not None and mask is not None:
+        turned = mask.ravel(order="F").reshape(size)
+        for meaning, other in (
+            ("masks are row-major, where column-major is due", turned),
+            ("masks are inverted: run lengths without their leading 0", 1 - mask),
+            ("masks are row-major and inverted, where column-major is due, background first", 1 - turned),
+        ):
+            if agree(box, other, size):
+                yield meaning
 
 
 def agree(box: Any, mask: np.ndarray | None, size: Size) -> bool:

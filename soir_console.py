@@ -72,8 +72,9 @@ def _end_in_one_line(error: BaseException) -> NoReturn:
 
 def _end_while_importing(kind: type[BaseException], error: BaseException, traceback: Any) -> None:
     """Python calls this for what no `exit_status` has caught: what is raised while a script imports its modules."""
-    if isinstance(error, ModuleNotFoundError) and error.name in ("numpy", "PIL", "pycocotools", "torch", "tqdm"):
-        name = "pillow" if error.name == "PIL" else error.name
+    name = (error.name or "").split(".")[0] if isinstance(error, ModuleNotFoundError) else ""
+    if name in ("numpy", "PIL", "pycocotools", "torch", "tqdm"):
+        name = "pillow" if name == "PIL" else name
         _end_in_one_line(SoirError(f"{name} is not installed: pip install -r requirements.txt"))
     if isinstance(error, KeyboardInterrupt):
         _end_in_one_line(error)
@@ -149,7 +150,8 @@ class Findings:
 
     def skip(self, reason: str, place: str, detail: str = "") -> None:
         """Add a place; of a detail, the first one of each reason is kept."""
-        self.skipped[reason].append(f"{place} ({detail})" if detail and reason not in self.skipped else place)
+        places = self.skipped[reason]
+        places.append(f"{place} ({detail})" if detail and not places else place)
 
     def notice(self, reason: str, place: str) -> None:
         self.noticed[reason].append(place)

@@ -9,7 +9,7 @@ clearly what it means, and refused or noticed where it does not.
 from __future__ import annotations
 
 from functools import reduce
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageChops, ImageFilter
@@ -78,7 +78,7 @@ def _read_lossless(part: Image.Image) -> tuple[np.ndarray, bool]:
     """The brightness of a part of a lossless mask, and whether it is soft. Raises ValueError for a label map."""
     part = _opaque(part)
     values = np.asarray(_brightness(part))
-    top = values.max()
+    top = int(values.max())
     if np.count_nonzero(values) == np.count_nonzero(values == top) and not _is_coloured(part):
         return values, False
     levels = part.getcolors(MAX_LABELS + 1) if part.mode in ("1", "L", "RGB") else np.unique(values)[: MAX_LABELS + 2]
@@ -115,7 +115,7 @@ def _is_coloured(image: Image.Image) -> bool:
     return any(ImageChops.difference(red, other).getbbox() for other in (green, blue))
 
 
-def _is_soft(values: np.ndarray, top: Any) -> bool:
+def _is_soft(values: np.ndarray, top: int) -> bool:
     """Whether what is neither dark nor bright is more than a fringe along the contour, so a matte, say."""
     dark = values <= top / 4
     return _count_far(dark, values >= top * 3 / 4) > max(MANY, int(np.count_nonzero(~dark)) // 100)
