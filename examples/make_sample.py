@@ -291,7 +291,7 @@ def make_instre(root, images=8):
 
     names = {
         "S1": ["01a_canada_book", "01b_tea_box", "02a_red_car", "02b_mug"],
-        "S2": ["01_tower", "Tsinghua_old_gate"],
+        "S2": ["Tsinghua_old_gate", "02_logo"],
     }
     for part, folders in names.items():
         for folder in folders:

@@ -8,7 +8,7 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import ROOT, load_plainly, run_script
+from conftest import ROOT, SCRIPTS, load_plainly, run_script
 from PIL import Image
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -48,12 +48,7 @@ def run_command(command, folder):
 
 def test_each_command_prints_what_the_readme_shows(folder):
     _, runs = folder
-    assert {command.split()[1] for command, _, _ in runs} >= {
-        "create_dataset.py",
-        "verify_dataset.py",
-        "create_instre_subsets.py",
-        "evaluate_retrieval.py",
-    }
+    assert {command.split()[1] for command, _, _ in runs} >= set(SCRIPTS)
     for command, shown, output in runs:
         shown, output = shown.splitlines(), output.splitlines()
         assert [steady(line) for line in output[: len(shown)]] == [steady(line) for line in shown], command
@@ -71,6 +66,7 @@ def test_each_python_block_runs(folder, monkeypatch, capsys):
     example = [text for text in blocks if "parse_args" in text]
     assert len(blocks) >= 4
     assert len(example) == 1
+    assert (ROOT / "examples" / "colour_features.py").read_text().endswith(example[0])
     for text in blocks:
         if text not in example:
             exec(compile(text, "README.md", "exec"), names)
