@@ -245,7 +245,11 @@ def start_long_run(script, args):
 
 
 def end_of(run):
-    stdout, stderr = run.communicate(timeout=60)
+    try:
+        stdout, stderr = run.communicate(timeout=60)
+    except subprocess.TimeoutExpired:
+        os.killpg(run.pid, signal.SIGKILL)
+        raise
     return subprocess.CompletedProcess(run.args, run.returncode, stdout, stderr)
 
 
@@ -285,8 +289,9 @@ def test_no_worker_outlives_a_run_that_is_killed(long_source, tmp_path, script):
     run = start_long_run(script, job(script, long_source, tmp_path)[0])
     a_worker_of(run)
     run.kill()
-    assert end_of(run).returncode == -signal.SIGKILL
+    assert run.wait(timeout=60) == -signal.SIGKILL
     assert_gone([run.pid])
+    run.communicate()
 
 
 @needs_proc
