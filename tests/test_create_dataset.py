@@ -154,6 +154,13 @@ def test_the_layout_of_voxdets_own_readme_is_found(tiny):
     assert "BOP/RoboTools/test/1/rgb/000000.png" in annotations
 
 
+def test_other_test_sets_of_the_layout_can_be_named(tiny):
+    tiny.path("BOP").mkdir()
+    tiny.path("RoboTools").rename(tiny.path("BOP/lmo"))
+    annotations = tiny.annotations("--robotools-path", "BOP/lmo", "--skip-owid")
+    assert {path.split("/")[1] for path in annotations} == {"lmo"}
+
+
 def test_images_of_robotools_are_merged_by_file(tiny):
     annotations = tiny.annotations()
     entry = annotations["RoboTools/test/1/rgb/000000.png"]

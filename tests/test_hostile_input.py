@@ -129,12 +129,15 @@ def test_other_files_are_refused(base, option):
     with zipfile.ZipFile(str(base / "outside.pt"), "w") as archive:
         archive.writestr("../data.pkl", hostile)
     torch.save({"a": {}}, str(base / "legacy.pt"), _use_new_zipfile_serialization=False)
+    for name, content in {"list.pt": [1, 2], "number.pt": 5, "tensor.pt": {"a": torch.zeros(3)}}.items():
+        torch.save(content, str(base / name))
     contents = {"bare.pt": hostile, "text.pt": b"text", "empty.pt": b"", "bare.npz": hostile, "empty.npz": b""}
     for name, content in {**contents, "objects.npz": objects, "half.npz": objects[:100]}.items():
         (base / name).write_bytes(content)
     (base / "folder.pt").mkdir()
     os.mkfifo(str(base / "fifo.pt"))
-    names = [*contents, "bomb.pt", "outside.pt", "legacy.pt", "objects.npz", "half.npz", "folder.pt", "fifo.pt"]
+    names = [*contents, "bomb.pt", "outside.pt", "legacy.pt", "list.pt", "number.pt", "tensor.pt"]
+    names += ["objects.npz", "half.npz", "folder.pt", "fifo.pt"]
     for name in [*names, "missing.pt", "missing.npz"]:
         if option == "--ann-file":
             refused(verify(option, base / name), name)

@@ -16,8 +16,8 @@ from conftest import run_here
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from create_dataset import compress_rle, encode_mask  # isort: skip
-from soir_common import decode_counts  # isort: skip
+from create_dataset import compress_rle, encode_mask
+from soir_common import decode_counts
 
 EXAMPLES = int(os.environ.get("SOIR_EXAMPLES", "200"))
 settings.register_profile(
