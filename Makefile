@@ -10,7 +10,7 @@ help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1	/p' Makefile
 
 demo: $(VENV)/run  ## set up, make the sample data, and run the scripts on it
-	$(BIN)/python tests/make_sample.py sample
+	$(BIN)/python examples/make_sample.py sample
 	$(BIN)/python create_dataset.py --voxdet-root sample/VoxDet --output-file sample/anns.pt
 	$(BIN)/python verify_dataset.py --ann-file sample/anns.pt --preview sample/preview.png
 	$(BIN)/python examples/colour_features.py sample/anns.pt sample/features.pt

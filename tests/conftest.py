@@ -1,4 +1,4 @@
-"""Fixtures that the tests share: the sample tree, a tiny tree to damage, and the command line."""
+"""What the tests share: the sample, tiny trees to damage, the command line, and what a refusal looks like."""
 
 import contextlib
 import copy
@@ -17,12 +17,11 @@ import torch
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+sys.path[:0] = [str(ROOT), str(ROOT / "examples"), str(ROOT / "tests")]
 
 import make_sample  # noqa: E402
 
-# ir_measures, which test_metrics.py compares with, cannot be had for Python 3.7.
-collect_ignore = ["test_metrics.py"] if sys.version_info < (3, 8) else []
+SCRIPTS = ["create_dataset.py", "create_instre_subsets.py", "verify_dataset.py", "evaluate_retrieval.py"]
 
 
 def run_script(script, *args, cwd=None, timeout=300):
@@ -48,6 +47,16 @@ def run_here(script, *args):
         signal.signal(signal.SIGTERM, terminate)
     texts = [stream.buffer.getvalue().decode("utf-8") for stream in streams]
     return subprocess.CompletedProcess([script, *args], status, *texts)
+
+
+def refused(done, *words):
+    """Assert that a script refused to run, in one line that holds all of these words. Returns the line."""
+    assert (done.returncode, done.stdout) == (2, ""), done.stdout + done.stderr
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: ")
+    for word in words:
+        assert str(word) in line
+    return line
 
 
 def load_plainly(path):
@@ -143,6 +152,12 @@ class Tiny:
         )
         return done, load_plainly(path) if path.is_file() else None
 
+    def annotations(self, *args):
+        """Run create_dataset.py on the tree, of which it may skip nothing. Returns the annotations."""
+        done, annotations = self.create("--strict", *args)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return annotations
+
 
 @pytest.fixture
 def tiny(tmp_path):
@@ -153,15 +168,29 @@ def files_below(folder):
     return sorted(os.path.relpath(os.path.join(at, name), folder) for at, _, names in os.walk(folder) for name in names)
 
 
-def make_annotations(file, base, rankings):
-    """An annotation file of a tiny tree, and rankings of it in gallery order."""
-    done = run_here(
-        "create_dataset.py", "--voxdet-root", base, "--output-file", file, "--relative-paths", "--workers", 1
-    )
+def make_annotations(folder, root):
+    """Write anns.pt of a VoxDet tree, and rankings.json of it in gallery order. Returns the options that score them."""
+    anns, rankings = folder / "anns.pt", folder / "rankings.json"
+    args = ("--voxdet-root", root, "--output-file", anns, "--relative-paths", "--workers", 1)
+    done = run_here("create_dataset.py", *args)
     assert done.returncode == 0, done.stderr
-    annotations = load_plainly(file)
+    annotations = load_plainly(anns)
     gallery = [path for path, entry in annotations.items() if not entry["is_query"]]
     rankings.write_text(json.dumps({path: gallery for path, entry in annotations.items() if entry["is_query"]}))
+    return ["--ann-file", anns, "--base-path", root, "--rankings", rankings]
+
+
+def make_instre(root, copies=0, parts=("INSTRE-S1",)):
+    """Write a tiny INSTRE: a folder of four images, two for XS and two for XXS too; `copies` are links to it."""
+    for part in parts:
+        folder = root / part / "01a_book"
+        folder.mkdir(parents=True)
+        for number, side in enumerate((30, 30, 10, 10)):
+            Image.new("RGB", (100, 100)).save(str(folder / f"{number}.jpg"))
+            (folder / f"{number}.txt").write_text(f"1 1 {side} {side}\n")
+        for number in range(copies):
+            (root / part / f"again {number}").symlink_to(folder.name)
+    return root
 
 
 needs_proc = pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="there is no /proc here")

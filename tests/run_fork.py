@@ -3,13 +3,15 @@ and interrupts meet it there, and a hundred of them take seconds.
 
     run = Fork("create_dataset.py", "--voxdet-root", root)
     run.send(signal.SIGTERM)
-    status, stdout, stderr = run.wait()
+    done = run.wait()
 """
 
+import gc
 import os
 import runpy
 import select
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -76,7 +78,7 @@ class Fork:
         os.kill(self.pid, number)
 
     def wait(self):
-        """Wait for the end: (exit status, or minus the signal; stdout; stderr). `self.memory` is its peak, in bytes."""
+        """Wait for the end, as subprocess.run() does. Sets `self.memory`, the peak of its memory, in bytes."""
         deadline = time.monotonic() + 120
         pid = 0
         while not pid:
@@ -87,7 +89,20 @@ class Fork:
             time.sleep(0.002)
         self.memory = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
         texts = [read_all(stream).decode("utf-8") for stream in self.streams]
-        return (-os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status), *texts)
+        status = -os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
+        return subprocess.CompletedProcess([], status, *texts)
+
+
+def run_bounded(script, *args, memory):
+    """Run a script that may take so many MiB of memory more than the test runner; a refusal is one line of stderr."""
+    gc.collect()
+    own = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    run = Fork(script, *args)
+    done = run.wait()
+    assert done.returncode in (0, 1, 2), done.stderr
+    assert len(done.stderr.splitlines()) == (done.returncode == 2), done.stderr
+    assert run.memory < own + memory * 2**20
+    return done
 
 
 def read_all(stream):

@@ -1,25 +1,28 @@
-"""The RLE of masks against pycocotools, property by property.
+"""The RLE of masks: what is written and read, and what the verifier accepts, is what pycocotools makes of it.
 
 The environment variable SOIR_EXAMPLES sets how many examples each property gets; 10,000 are the long run.
 """
 
 import itertools
+import json
 import os
+import tempfile
 
 import numpy as np
 import pycocotools.mask as coco_mask
 import pytest
-from conftest import ROOT  # noqa: F401  (puts the scripts on the path)
+import torch
+from conftest import run_here
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-import create_dataset
-import soir_common
-import verify_dataset
+from create_dataset import compress_rle, encode_mask
+from soir_common import decode_counts
 
+EXAMPLES = int(os.environ.get("SOIR_EXAMPLES", "200"))
 settings.register_profile(
     "soir",
-    max_examples=int(os.environ.get("SOIR_EXAMPLES", "200")),
+    max_examples=EXAMPLES,
     deadline=None,
     derandomize=True,
     database=None,
@@ -59,7 +62,7 @@ def coco_counts(mask):
 def test_the_encoder_writes_what_pycocotools_writes(mask, left, top, right, bottom):
     """Of a rectangle in an image, with any margin around it, or none."""
     whole = np.pad(mask, ((top, bottom), (left, right)))
-    rle, box = create_dataset.encode_mask(mask, (left, top), (whole.shape[1], whole.shape[0]))
+    rle, box = encode_mask(mask, (left, top), (whole.shape[1], whole.shape[0]))
     if not mask.any():
         assert (rle, box) == (None, None)
         return
@@ -70,7 +73,7 @@ def test_the_encoder_writes_what_pycocotools_writes(mask, left, top, right, bott
 
 @given(st.lists(masks(), min_size=1, max_size=20))
 def test_the_decoder_reads_many_masks_of_pycocotools_at_once(many):
-    runs, ends = soir_common.decode_counts([coco_counts(mask).encode() for mask in many])
+    runs, ends = decode_counts([coco_counts(mask).encode() for mask in many])
     assert [part.tolist() for part in np.split(runs, ends[:-1])] == [runs_of(mask) for mask in many]
 
 
@@ -81,9 +84,9 @@ def test_run_lengths_of_json_become_what_pycocotools_decodes_to_the_same_mask(da
     edges = data.draw(st.lists(st.integers(0, height * width), max_size=30))
     runs = np.diff([0, *sorted(edges), height * width]).tolist()
     expected = mask_of(runs, height, width)
-    rle = create_dataset.compress_rle({"size": [height, width], "counts": runs})
+    rle = compress_rle({"size": [height, width], "counts": runs})
     assert rle == {"size": [height, width], "counts": coco_counts(expected)}
-    again = create_dataset.compress_rle({"size": [height, width], "counts": rle["counts"]})
+    again = compress_rle({"size": [height, width], "counts": rle["counts"]})
     assert again == rle
     assert (coco_mask.decode(rle) == expected).all()
 
@@ -98,7 +101,7 @@ JSON = st.recursive(
 @given(JSON | st.lists(st.integers(0, 8), min_size=2, max_size=2), JSON | st.lists(st.integers(-2, 70), max_size=5))
 def test_any_json_is_an_rle_or_a_value_error(size, counts):
     try:
-        rle = create_dataset.compress_rle({"size": size, "counts": counts})
+        rle = compress_rle({"size": size, "counts": counts})
     except ValueError:
         return
     assert coco_mask.decode(rle).shape == tuple(size)
@@ -111,7 +114,7 @@ def test_any_json_is_an_rle_or_a_value_error(size, counts):
 )
 def test_numbers_that_are_no_run_lengths_or_have_a_sum_beyond_32_bits_are_refused(counts):
     with pytest.raises(ValueError, match="run lengths"):
-        create_dataset.compress_rle({"size": [3, 4], "counts": counts})
+        compress_rle({"size": [3, 4], "counts": counts})
 
 
 def string_of(runs):
@@ -171,25 +174,42 @@ def runs_of_string(string):
 @example([(b"_" * digits + b"1", (1, 1)) for digits in range(12)])  # numbers of up to 12 characters
 @example([(bytes([byte]) + more, (1, 1)) for byte in range(256) for more in (b"", b"1")])
 def test_any_bytes_decode_to_what_they_spell_or_to_nothing(many):
-    runs, ends = soir_common.decode_counts([string for string, _ in many])
+    runs, ends = decode_counts([string for string, _ in many])
     assert [part.tolist() for part in np.split(runs, ends[:-1])] == [runs_of_string(string) for string, _ in many]
 
 
-@given(st.lists(strings(), min_size=1, max_size=8))
-def test_what_the_validator_accepts_pycocotools_decodes_to_h_x_w(many):
-    """The validator takes whatever bytes without raising; only what it accepts may reach pycocotools' C code."""
+def checked(entries):
+    """Verify entries of OWID: path -> the checks that failed."""
+    with tempfile.TemporaryDirectory() as folder:
+        file, report = os.path.join(folder, "anns.pt"), os.path.join(folder, "report.json")
+        for number, entry in enumerate(entries.values()):
+            entry.update(set="OWID", ins=[number] if isinstance(entry["bbox"], list) else number)
+        torch.save(entries, file)
+        done = run_here("verify_dataset.py", "--ann-file", file, "--skip-paths", "--report", report)
+        assert done.stderr == ""
+        with open(report) as text:
+            issues = json.load(text)["issues"]
+    found = {path: set() for path in entries}
+    for issue in issues:
+        if issue["check"].startswith(("mask-", "query-box", "gallery-box")):
+            found[issue["path"]].add(issue["check"])
+    return found
+
+
+@settings(max_examples=EXAMPLES // 4)
+@given(st.lists(strings(), min_size=1, max_size=30))
+def test_what_the_verifier_accepts_pycocotools_decodes_to_h_x_w(many):
+    """The verifier takes whatever bytes; only what it accepts may reach pycocotools' C code."""
     entries = {}
     for index, (counts, (height, width)) in enumerate(many):
         mask = {"size": [height, width], "counts": counts}
-        box = (0, 0, width, height)  # of a gallery image, so that any overlap will do
-        entries[str(index)] = {"bbox": [box], "mask": [mask], "is_query": False, "ins": [1], "set": "OWID"}
-    findings = verify_dataset.Findings()
-    verify_dataset.check_masks(entries, None, findings)
-    refused = {path for _, path, _ in findings.issues}
+        # The box of a gallery image, so that any overlap will do.
+        entries[str(index)] = {"bbox": [(0, 0, width, height)], "mask": [mask], "is_query": False}
+    found = checked(entries)
     for index, (counts, shape) in enumerate(many):
         runs = runs_of_string(counts)
         is_valid = sum(runs) == shape[0] * shape[1] and min(runs) >= 0 and sum(runs[1::2]) > 0
-        assert is_valid == (str(index) not in refused)
+        assert is_valid == (not found[str(index)])
         if is_valid:
             decoded = coco_mask.decode({"size": list(shape), "counts": counts})
             assert decoded.shape == shape
@@ -197,21 +217,25 @@ def test_what_the_validator_accepts_pycocotools_decodes_to_h_x_w(many):
             assert (decoded == mask_of(runs, *shape)).all()
 
 
-@given(st.lists(masks(), min_size=1, max_size=8))
-def test_the_validator_accepts_every_mask_that_is_not_empty(many):
-    entries = {}
+@settings(max_examples=EXAMPLES // 4)
+@given(st.lists(masks(), min_size=1, max_size=30), st.integers(0, 2))
+def test_the_verifier_accepts_every_mask_but_an_empty_one_with_the_box_of_pycocotools_only(many, offset):
+    """The box of every third mask is one pixel off."""
+    entries, expected = {}, {}
     for index, mask in enumerate(many):
         rle = {"size": list(mask.shape), "counts": coco_counts(mask)}
         x, y, w, h = map(int, coco_mask.toBbox(rle))
-        entries[str(index)] = {"bbox": (x, y, x + w, y + h), "mask": rle, "is_query": True, "ins": 1, "set": "OWID"}
-    findings = verify_dataset.Findings()
-    verify_dataset.check_masks(entries, None, findings)
-    empty = [str(index) for index, mask in enumerate(many) if not mask.any()]
-    assert [(check, path) for check, path, _ in findings.issues] == [("mask-empty", path) for path in empty]
+        is_wrong = index % 3 == offset
+        entries[str(index)] = {"bbox": (x, y, x + w + is_wrong, y + h), "mask": rle, "is_query": True}
+        expected[str(index)] = {"query-box"} if is_wrong else set()
+        if not mask.any():
+            expected[str(index)] = {"mask-empty"}
+            entries[str(index)]["bbox"] = (0, 0, 1, 1)
+    assert checked(entries) == expected
 
 
 @pytest.mark.parametrize("counts", [b"", b"\xff", b"0" * 40, b"o" * 40, b"_" * 13, b"~", b"`````"])
 def test_strings_that_would_overrun_a_decoder_are_refused(counts):
-    runs, ends = soir_common.decode_counts([counts, b"91"])
+    runs, ends = decode_counts([counts, b"91"])
     assert ends[0] in (0, 40)
     assert runs[ends[0] :].tolist() == [9, 1]

@@ -8,16 +8,7 @@ import sys
 
 import numpy as np
 import pytest
-import test_create_dataset
-import test_evaluate_retrieval
-import test_faults
-import test_hostile_files
-import test_hostile_values
-import test_images
-import test_masks
-import test_verify_dataset
-from conftest import ROOT, load_plainly, run_script
-from hostile_pickles import hostile_pickles, hostile_values
+from conftest import ROOT, SCRIPTS, load_plainly, run_script
 from PIL import Image
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -57,12 +48,7 @@ def run_command(command, folder):
 
 def test_each_command_prints_what_the_readme_shows(folder):
     _, runs = folder
-    assert {command.split()[1] for command, _, _ in runs} >= {
-        "create_dataset.py",
-        "verify_dataset.py",
-        "create_instre_subsets.py",
-        "evaluate_retrieval.py",
-    }
+    assert {command.split()[1] for command, _, _ in runs} >= set(SCRIPTS)
     for command, shown, output in runs:
         shown, output = shown.splitlines(), output.splitlines()
         assert [steady(line) for line in output[: len(shown)]] == [steady(line) for line in shown], command
@@ -80,6 +66,7 @@ def test_each_python_block_runs(folder, monkeypatch, capsys):
     example = [text for text in blocks if "parse_args" in text]
     assert len(blocks) >= 4
     assert len(example) == 1
+    assert (ROOT / "examples" / "colour_features.py").read_text().endswith(example[0])
     for text in blocks:
         if text not in example:
             exec(compile(text, "README.md", "exec"), names)
@@ -130,35 +117,6 @@ def test_the_table_of_fields_is_what_the_writer_writes(folder):
     written = {field for entry in annotations.values() for field in entry}
     table = README.partition("## The annotation file")[2].partition("```")[0]
     assert set(re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)) == written
-
-
-def test_the_figures_of_bad_input_are_those_of_the_tests():
-    def cases(test):
-        return test.pytestmark[0].args[1]
-
-    kinds = (
-        cases(test_create_dataset.test_what_cannot_be_used_is_skipped_and_counted_and_the_rest_goes_on),
-        cases(test_create_dataset.test_a_broken_json_ends_the_run_with_a_sentence_and_leaves_the_old_output),
-        cases(test_images.test_what_is_named_like_an_image_but_is_none_of_the_formats_is_skipped),
-        test_verify_dataset.DAMAGE,
-        test_evaluate_retrieval.FAULTS,
-        *(getattr(test_hostile_files, name) for name in ("NO_JSON", "NO_RANKINGS", "BAD_SCORES", "BAD_BOXES")),
-        test_hostile_files.NO_VECTORS,
-        hostile_values(),
-        test_hostile_values.BOXES,
-        test_hostile_values.TENSORS,
-        test_hostile_values.OUT_OF_STORAGE,
-        test_faults.FAULTS,
-    )
-    properties = [test for test in vars(test_masks).values() if hasattr(test, "hypothesis")]
-    section = " ".join(README.partition("## Bad input")[2].partition("\n## ")[0].split())
-    assert f"hand {len(hostile_pickles('x'))} pickles" in section
-    assert f"and {sum(map(len, kinds))} other kinds" in section
-    assert f"each of {len(properties)} properties" in section
-    assert f"each of the {len(test_faults.SCRIPTS)} scripts" in section
-    examples, kills = re.findall(r"SOIR_\w+=(\d+)", section)
-    assert f"{int(examples):,} examples" in section
-    assert f"{2 * int(kills)} times" in section
 
 
 def test_links_to_files_lead_somewhere():

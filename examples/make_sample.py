@@ -1,11 +1,13 @@
 """Make a small VoxDet tree and a small INSTRE tree, in the layout and with the quirks of the real downloads.
 
-    python tests/make_sample.py sample        # writes sample/VoxDet and sample/INSTRE, in some seconds
+    python examples/make_sample.py sample        # writes sample/VoxDet and sample/INSTRE, in some seconds
 
 The pictures show shapes on a table, so that one can see by eye whether a mask or a box sits right. An instance always
 has the same shape and colours. Whatever is drawn is also returned (`make_voxdet`, `make_instre`), as what the tests
 compare with. The same arguments give the same files.
 """
+
+from __future__ import annotations
 
 import argparse
 import itertools
@@ -13,6 +15,7 @@ import json
 import math
 import os
 import random
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageChops, ImageDraw
@@ -24,7 +27,7 @@ ROBOTOOLS_SIZE = 1920, 1080
 # ------------------------------------------------------------------------------------------------------------ pictures
 
 
-def draw_object(instance, size, angle, light=1.0):
+def draw_object(instance: Any, size: int, angle: float, light: float = 1.0) -> Image.Image:
     """Draw an instance, RGBA, about `size` pixels across, turned by `angle` degrees; alpha is 0 or 255."""
     look = random.Random(f"look {instance}")
     body, stripe = ([look.randrange(40, 256) for _ in range(3)] for _ in range(2))
@@ -47,31 +50,33 @@ def draw_object(instance, size, angle, light=1.0):
         )
     stripes.putalpha(Image.fromarray(np.minimum(np.asarray(stripes)[..., 3], np.asarray(image)[..., 3])))
     image.alpha_composite(stripes)
-    image = image.rotate(angle, Image.BICUBIC).resize((size, size), Image.LANCZOS)
+    image = image.rotate(angle, Image.Resampling.BICUBIC).resize((size, size), Image.Resampling.LANCZOS)
     image.putalpha(image.getchannel("A").point(lambda value: 255 * (value > 127)))
     return image
 
 
-def draw_table(size, rng):
+def draw_table(size: tuple[int, int], rng: random.Random) -> Image.Image:
     """A wooden table in soft light, RGB."""
     width, height = size
     pixels = np.random.RandomState(rng.randrange(2**31))
     grain = Image.fromarray(pixels.randint(0, 255, (max(height // 6, 2), 4), dtype=np.uint8)).resize(
-        size, Image.BICUBIC
+        size, Image.Resampling.BICUBIC
     )
-    light = Image.fromarray(pixels.randint(0, 255, (3, 4), dtype=np.uint8)).resize(size, Image.BICUBIC)
+    light = Image.fromarray(pixels.randint(0, 255, (3, 4), dtype=np.uint8)).resize(size, Image.Resampling.BICUBIC)
     tone = Image.blend(grain, light, 0.6).point(lambda value: 150 + value * 0.4)
     colour = rng.randrange(150, 230), rng.randrange(120, 180), rng.randrange(90, 140)
     return ImageChops.multiply(Image.merge("RGB", [tone] * 3), Image.new("RGB", size, colour))
 
 
-def draw_scene(size, rng, placed):
+def draw_scene(
+    size: tuple[int, int], rng: random.Random, placed: list[tuple[Any, int, int, int]]
+) -> tuple[Image.Image, list[Any]]:
     """Draw objects on a table: (RGB image, bool masks [h, w] of what is seen of each).
 
     placed  list of (instance, size in pixels, x, y of the upper left corner); later ones lie on top
     """
     image = draw_table(size, rng)
-    masks = []
+    masks: list[Any] = []
     for instance, across, x, y in placed:
         item = draw_object(instance, across, rng.uniform(0, 360), rng.uniform(0.75, 1.0))
         image.paste(item, (x, y), item)
@@ -82,7 +87,9 @@ def draw_scene(size, rng, placed):
     return image, masks
 
 
-def scatter(instances, size, across, rng):
+def scatter(
+    instances: list[Any], size: tuple[int, int], across: float, rng: random.Random
+) -> list[tuple[Any, int, int, int]]:
     """Places for objects, on a grid, so that they overlap a little at most."""
     columns = math.ceil(math.sqrt(len(instances) * size[0] / size[1]))
     rows = math.ceil(len(instances) / columns)
@@ -96,36 +103,44 @@ def scatter(instances, size, across, rng):
     return placed
 
 
-def box_of(mask):
+def box_of(mask: Any) -> list[int]:
     """[x, y, width, height] of a mask, as plain ints."""
     ys, xs = np.nonzero(mask)
     return [int(xs.min()), int(ys.min()), int(np.ptp(xs)) + 1, int(np.ptp(ys)) + 1]
 
 
-def uncompressed_rle(mask):
+def uncompressed_rle(mask: Any) -> dict[str, list[int]]:
     """COCO RLE as the OWID renderer writes it: a list of run lengths, column-major, the first one background."""
     runs = [(bool(value), len(list(group))) for value, group in itertools.groupby(mask.ravel(order="F"))]
     counts = [length for _, length in runs]
     return {"counts": [0, *counts] if runs[0][0] else counts, "size": list(mask.shape)}
 
 
-def save(image, *path, **options):
-    path = os.path.join(*path)
+def save(image: Image.Image, *parts: str, **options: Any) -> None:
+    path = os.path.join(*parts)
     os.makedirs(os.path.dirname(path), exist_ok=True)
     image.save(path, **options)
 
 
-def write(text, *path):
-    path = os.path.join(*path)
+def write(text: str, *parts: str) -> None:
+    path = os.path.join(*parts)
     os.makedirs(os.path.dirname(path), exist_ok=True)
     with open(path, "w", encoding="utf-8", newline="") as file:
         file.write(text)
 
 
+def truncate(*parts: str) -> None:
+    """Cut a photograph off behind its header, as a download that broke off leaves it."""
+    with open(os.path.join(*parts), "r+b") as file:
+        file.truncate(4000)
+
+
 # -------------------------------------------------------------------------------------------------------------- VoxDet
 
 
-def make_voxdet(root, frames=4, train_images=14, val_images=3, scenes=2, scene_images=3):
+def make_voxdet(
+    root: str, frames: int = 4, train_images: int = 14, val_images: int = 3, scenes: int = 2, scene_images: int = 3
+) -> dict[str, dict[str, Any]]:
     """Write <root>/OWID and <root>/RoboTools. Returns what they show: path below the root -> dict, with
 
     queries   ins, split, mask (bool [h, w])
@@ -136,7 +151,7 @@ def make_voxdet(root, frames=4, train_images=14, val_images=3, scenes=2, scene_i
     return truth
 
 
-def make_owid(folder, frames, train_images, val_images):
+def make_owid(folder: str, frames: int, train_images: int, val_images: int) -> dict[str, dict[str, Any]]:
     rng = random.Random("owid")
     train_instances, val_instances = [2, 3, 5, 10, 21, 104], [7, 33]
     truth = {}
@@ -151,7 +166,7 @@ def make_owid(folder, frames, train_images, val_images):
                 mask = np.zeros_like(mask)  # a render that shows nothing of the object
             # Masks are JPEGs of three equal channels: ringing around every contour.
             save(
-                Image.fromarray(np.uint8(mask)[..., None].repeat(3, 2) * 255),
+                Image.fromarray(mask[..., None].repeat(3, 2) * np.uint8(255)),
                 folder,
                 "P1",
                 str(instance),
@@ -160,7 +175,9 @@ def make_owid(folder, frames, train_images, val_images):
                 quality=95,
             )
             save(Image.new("L", (64, 48), 90), folder, "P1", str(instance), "depth", f"{frame:06d}.png")
-            if mask.any():
+            if (instance, frame) == (104, 3):
+                truncate(folder, "P1", str(instance), "rgb", name)
+            elif mask.any():
                 truth[f"OWID/P1/{instance}/rgb/{name}"] = {
                     "ins": instance,
                     "split": "val" if instance in val_instances else "train",
@@ -174,7 +191,7 @@ def make_owid(folder, frames, train_images, val_images):
 
     number = 0
     for split, count in (("train", train_images), ("val", val_images)):
-        coco = {"info": {}, "images": [], "annotations": [], "categories": []}
+        coco: dict[str, Any] = {"info": {}, "images": [], "annotations": [], "categories": []}
         for image_id in range(count):  # both files number images and annotations from 0
             others = rng.sample(train_instances, rng.randrange(3, 6))
             instances = others if split == "train" else [val_instances[image_id % 2], *others[1:]]
@@ -220,7 +237,7 @@ def make_owid(folder, frames, train_images, val_images):
     return truth
 
 
-def make_robotools(folder, frames, scenes, scene_images):
+def make_robotools(folder: str, frames: int, scenes: int, scene_images: int) -> dict[str, dict[str, Any]]:
     rng = random.Random("robotools")
     instances = [1, 2, 5, 12]  # 2 and 5 are ids of OWID too, and other objects there
     truth = {}
@@ -232,12 +249,16 @@ def make_robotools(folder, frames, scenes, scene_images):
             name = f"{frame:06d}.png"
             folder_name = f"obj_{instance:06d}"
             save(image, folder, "test_video", folder_name, "rgb", name, compress_level=1)
-            rgb = Image.fromarray(np.uint8(mask)[..., None].repeat(3, 2) * 255)
+            rgb = Image.fromarray(mask[..., None].repeat(3, 2) * np.uint8(255))
             save(rgb, folder, "test_video", folder_name, "mask", name, compress_level=1)
             truth[f"RoboTools/test_video/{folder_name}/rgb/{name}"] = {"ins": instance, "split": "test", "mask": mask}
     write("{}", folder, "test_video", "scene_gt_all.json")
 
-    coco = {"images": [], "annotations": [], "categories": [{"id": i, "name": f"obj_{i:06d}"} for i in instances]}
+    coco: dict[str, Any] = {
+        "images": [],
+        "annotations": [],
+        "categories": [{"id": i, "name": f"obj_{i:06d}"} for i in instances],
+    }
     for scene in range(1, scenes + 1):
         for frame in range(scene_images):
             shown = [rng.choice(instances) for _ in range(2)] + instances
@@ -259,7 +280,7 @@ def make_robotools(folder, frames, scenes, scene_images):
 # -------------------------------------------------------------------------------------------------------------- INSTRE
 
 
-def make_instre(root, images=8):
+def make_instre(root: str, images: int = 8) -> dict[str, list[tuple[str, list[int]]]]:
     """Write <root>/INSTRE-S1, -S2 and -M, with all that goes wrong in copies of INSTRE. Returns what they show:
     path below the root -> list of (name of the object, clipped box [x, y, width, height]), for images that can be used.
     """
@@ -267,7 +288,15 @@ def make_instre(root, images=8):
     size = 500, 375
     truth = {}
 
-    def add(part, folder, number, objects, ending=".jpg", separator=" ", newline="\n"):
+    def add(
+        part: str,
+        folder: str,
+        number: int,
+        objects: list[tuple[str, int]],
+        ending: str = ".jpg",
+        separator: str = " ",
+        newline: str = "\n",
+    ) -> None:
         """An image of some (object, size in pixels), and its box file."""
         placed = scatter([name for name, _ in objects], size, 10, rng)
         placed = [
@@ -281,7 +310,10 @@ def make_instre(root, images=8):
         write(text, root, f"INSTRE-{part}", folder, f"{number:03d}.txt")
         truth[f"INSTRE-{part}/{folder}/{number:03d}{ending}"] = [(name, box) for (name, _), box in zip(objects, boxes)]
 
-    names = {"S1": ["01a_canada_book", "01b_tea_box", "02a_red_car", "02b_mug"], "S2": ["01_tower", "02_logo"]}
+    names = {
+        "S1": ["01a_canada_book", "01b_tea_box", "02a_red_car", "02b_mug"],
+        "S2": ["Tsinghua_old_gate", "02_logo"],
+    }
     for part, folders in names.items():
         for folder in folders:
             for number in range(1, images + 1):
@@ -304,8 +336,7 @@ def make_instre(root, images=8):
     write("-30 10 90 80\n", root, "INSTRE-S1", folder, "024.txt")
     truth[f"INSTRE-S1/{folder}/024.jpg"] = [(name, [0, 10, 60, 80])]
     add("S1", folder, 25, [(name, 75)])
-    with open(os.path.join(root, "INSTRE-S1", folder, "025.jpg"), "r+b") as file:
-        file.truncate(4000)
+    truncate(root, "INSTRE-S1", folder, "025.jpg")
     # ... and what cannot be used.
     for number, text in ((30, ""), (31, "1 2 3\n"), (32, "10 10 0 20\n"), (33, "900 10 20 20\n"), (34, "a b c d\n")):
         save(draw_table(size, rng), root, "INSTRE-S1", folder, f"{number:03d}.jpg")
@@ -321,7 +352,7 @@ def make_instre(root, images=8):
 # -------------------------------------------------------------------------------------------------------------- script
 
 
-def main():
+def main() -> None:
     parser = argparse.ArgumentParser(description="Make small VoxDet and INSTRE trees, as downloads have them.")
     parser.add_argument("folder", help="where to write; VoxDet/ and INSTRE/ appear in it")
     folder = parser.parse_args().folder
