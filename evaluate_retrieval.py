@@ -597,7 +597,7 @@ def main() -> int:
     if picture:
         write_png(args.preview, picture)
     print_summary(groups)
-    print_findings(findings, skipped="faults", noticed="left out")
+    print_findings(findings, skipped="faults and omissions", noticed="left out")
     if written:
         print(f"\nwrote {', '.join(written)}")
     return 1 if findings.skipped else 0

@@ -176,9 +176,6 @@ def usable_objects(
         box = usable_box(annotation, image, doubts, findings)
         if box is None:
             continue
-        if (instance, box) in objects:
-            findings.skip("annotation that occurs twice", image.path)
-            continue
         mask = None
         if has_masks:
             try:
@@ -188,6 +185,10 @@ def usable_objects(
                     doubts.reaching.append((annotation, image.size))
                 findings.skip(f"annotation without a usable mask ({error})", image.path)
                 continue
+        if (instance, box) in objects:
+            findings.skip("annotation that occurs twice", image.path)
+            continue
+        if mask is not None:
             doubt = doubt_of_mask(box_of_mask(mask), box)
             if doubt == "reaching":
                 doubts.reaching.append((annotation, image.size))

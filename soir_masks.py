@@ -50,7 +50,7 @@ def encode_mask(foreground: np.ndarray, corner: tuple[int, int], size: tuple[int
     np.not_equal(foreground[1:], foreground[:-1], out=differs[1:-1])
     most = MAX_COUNTS // 7  # runs; each takes up to 7 characters
     if differs.size > most and np.count_nonzero(differs) > most:
-        raise ValueError("far too many runs for a mask")
+        raise ValueError("mask of far too many runs")
     flat = np.flatnonzero(differs)
     if not flat.size:
         return None

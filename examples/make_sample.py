@@ -337,6 +337,7 @@ def make_instre(root: str, images: int = 8) -> dict[str, list[tuple[str, list[in
     truth[f"INSTRE-S1/{folder}/024.jpg"] = [(name, [0, 10, 60, 80])]
     add("S1", folder, 25, [(name, 75)])
     truncate(root, "INSTRE-S1", folder, "025.jpg")
+    del truth[f"INSTRE-S1/{folder}/025.jpg"]
     # ... and what cannot be used.
     for number, text in ((30, ""), (31, "1 2 3\n"), (32, "10 10 0 20\n"), (33, "900 10 20 20\n"), (34, "a b c d\n")):
         save(draw_table(size, rng), root, "INSTRE-S1", folder, f"{number:03d}.jpg")

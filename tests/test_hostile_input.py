@@ -284,7 +284,7 @@ def test_a_mask_of_noise_is_skipped_before_it_takes_gigabytes(tiny):
     args = ("--voxdet-root", tiny.root, "--output-file", tiny.path("anns.pt"), "--workers", 1)
     done = run_bounded("create_dataset.py", *args, memory=400)
     assert done.returncode == 0
-    assert "1 x query whose image or mask cannot be read" in done.stdout
+    assert "1 x mask of far too many runs" in done.stdout
 
 
 @pytest.mark.parametrize("factor, usable", [(18, True), (22, False)])

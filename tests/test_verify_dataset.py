@@ -196,7 +196,7 @@ INF, NAN = float("inf"), float("nan")
 # What makes the verifier report a check, and no other one.
 DAMAGE = {
     "path-missing": [lambda tiny, a: tiny.path(QUERY).unlink(), rename(OTHER_QUERY, "OWID/\0.jpg")],
-    "path-outside": [rename(OTHER_QUERY, "../secret.jpg"), rename(OTHER_QUERY, "/etc/passwd")],
+    "path-outside": [rename(OTHER_QUERY, "../secret.jpg"), rename(OTHER_QUERY, "OWID/../../secret.jpg")],
     "path-not-file": [
         replace_file(QUERY, lambda path: path.mkdir()),
         replace_file(QUERY, lambda path: os.mkfifo(str(path))),
@@ -207,7 +207,7 @@ DAMAGE = {
     ],
     "image-size": [
         lambda tiny, a: tiny.save_image(QUERY, Image.new("RGB", (65, 48))),
-        put(GALLERY, mask=[other_mask(64, 48)]),  # transposed
+        put(GALLERY, mask=[other_mask(64, 48, (20, 10, 21, 30))]),  # transposed
     ],
     "entry-type": [
         lambda tiny, a: a.__setitem__(7, a.pop(OTHER_QUERY)),
@@ -242,8 +242,8 @@ DAMAGE = {
     "box-not-finite": [put(GALLERY, bbox=[(20, 10, value, 30)]) for value in (NAN, INF, 10**400)],
     "box-inside-out": [put(GALLERY, bbox=[box]) for box in ((21, 30, 20, 10), (20, 10, 20, 30))],
     "box-outside": [
-        *(put(GALLERY, bbox=[box]) for box in ((20, 10, 90, 30), (20, 10, 21, 70), (-20, 10, 21, 30))),
-        put(REAL_GALLERY, bbox=[(1, 2, 4, 6), (5, 6, 12, 140)]),  # which has no mask
+        *(put(REAL_GALLERY, bbox=[(1, 2, 4, 6), box]) for box in ((20, 10, 90, 30), (5, 6, 12, 140))),
+        put(GALLERY, bbox=[(-20, 10, 21, 30)]),
     ],
     "mask-missing": [put(QUERY, mask=None), put(GALLERY, mask=[])],
     "mask-unexpected": [put(REAL_GALLERY, mask=[other_mask(), other_mask()])],
@@ -265,6 +265,9 @@ DAMAGE = {
     ],
     "query-box": [put(QUERY, bbox=(20, 10, 49, 30)), put(QUERY, bbox=(1, 1, 5, 5))],
     "gallery-box": [put(GALLERY, mask=[other_mask(box=(1, 1, 5, 5))])],
+    "gallery-box-loose": [put(GALLERY, bbox=[(15, 8, 30, 34)])],
+    "object-repeated": [put(REAL_GALLERY, ins=[3, 20, 3], bbox=[(1, 2, 4, 6), (5, 6, 12, 14), (1, 2, 4, 6)])],
+    "box-below-pixel": [put(REAL_GALLERY, bbox=[box, (5, 6, 12, 14)]) for box in ((1, 2, 1.5, 6), (1, 2, 4, 2.5))],
     "mask-list": [put(GALLERY, mask=[{"size": [48, 64], "counts": [970, 20, 2082]}])],
     "query-unanswered": [put(QUERY, ins=77)],
     "instance-unqueried": [put(REAL_GALLERY, ins=[3, 20, 77], bbox=[(1, 2, 4, 6)] * 3)],
@@ -291,7 +294,8 @@ def test_masks_of_an_image_that_differ_in_size(tiny):
     entry = annotations[GALLERY]
     for field in ("bbox", "ins", "num_ins"):
         entry[field] *= 2
-    entry["mask"].append(other_mask(49, 64))
+    entry["bbox"][1] = (5, 5, 9, 9)
+    entry["mask"].append(other_mask(49, 64, (5, 5, 9, 9)))
     assert {issue["check"] for issue in verify(tiny, annotations)[1]["issues"]} == {"mask-size"}
 
 
