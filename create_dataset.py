@@ -254,7 +254,8 @@ def usable_queries(
             continue
         if reading.is_soft:
             findings.notice("query whose mask is soft, cut at half of its largest value", query.path)
-        yield query, reading.mask, reading.box
+        # With keys of this process: those that come from a worker are other objects, which would show in the file.
+        yield query, {"size": reading.mask["size"], "counts": reading.mask["counts"]}, reading.box
 
 
 # ------------------------------------------------------------------------------------------------------------- gallery

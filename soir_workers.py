@@ -99,8 +99,8 @@ def _in_order(
 
 def _one_by_one(batches: Iterator[list[Result]], progress: Any) -> Iterator[Result]:
     for results in batches:
-        yield from results
         progress.update(len(results))
+        yield from results
 
 
 @contextmanager

@@ -27,11 +27,11 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path[:0] = [ROOT, os.path.join(ROOT, "examples")]
 
 import make_sample  # noqa: E402
+from safe_loading import load_annotations  # noqa: E402
 
 import create_dataset  # noqa: E402
 import create_instre_subsets  # noqa: E402
 import verify_dataset  # noqa: E402
-from safe_loading import load_annotations  # noqa: E402
 from soir_common import save_annotations  # noqa: E402
 
 # The real sizes.

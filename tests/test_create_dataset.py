@@ -16,8 +16,7 @@ from conftest import ROOT, files_below, load_plainly, refused, run_here, run_scr
 from PIL import Image
 from run_fork import Fork
 
-from soir_common import load_annotations
-from soir_common import save_annotations
+from soir_common import load_annotations, save_annotations
 
 QUERY, MASK = "OWID/P1/3/rgb/000000.jpg", "OWID/P1/3/mask/000000.jpg"
 REAL_QUERY, REAL_MASK = (f"RoboTools/test_video/obj_000003/{kind}/000000.png" for kind in ("rgb", "mask"))
