@@ -1,6 +1,7 @@
 """Where the scripts run: the CPUs they may use, the paths they are given, what is installed, signals at the start."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -170,6 +171,16 @@ def test_scripts_say_their_version():
         done = run_script(script, "--version")
         assert done.returncode == 0
         assert done.stdout.startswith("VoxDet-SoIR tools 1.")
+
+
+def test_an_installation_has_all_modules_and_a_command_for_each_script():
+    text = (ROOT / "pyproject.toml").read_text()
+    modules = {path.stem for path in ROOT.glob("*.py")}
+    listed = re.search(r"py-modules = \[(.*?)\]", text, re.DOTALL).group(1)
+    assert re.findall(r'"(\w+)"', listed) == sorted(modules, key=lambda name: (name.startswith("soir_"), name))
+    commands = dict(re.findall(r'^soir-([\w-]+) = "(\w+):main"$', text, re.MULTILINE))
+    assert set(commands.values()) == {name for name in modules if not name.startswith("soir_")}
+    assert all(command.replace("-", "_") == script for command, script in commands.items())
 
 
 def test_annotations_load_from_any_folder(tiny, tmp_path):
