@@ -97,7 +97,7 @@ def join_images(files: dict[str, Coco], prefix: str, findings: Findings) -> list
             else:
                 name = names[record["id"]] = posixpath.normpath(str(name))
                 annotations = images[name].annotations if name in images else []
-                size: Any = record.get("height"), record.get("width")
+                size: Any = (record.get("height"), record.get("width"))
                 images[name] = GalleryImage(f"{prefix}/{name}", name, split, size, annotations)
         for annotation in coco["annotations"]:
             number = annotation.get("image_id")
