@@ -21,6 +21,8 @@ sys.path[:0] = [str(ROOT), str(ROOT / "examples"), str(ROOT / "tests")]
 
 import make_sample  # noqa: E402
 
+import soir_torch_archives  # noqa: E402
+
 SCRIPTS = ["create_dataset.py", "create_instre_subsets.py", "verify_dataset.py", "evaluate_retrieval.py"]
 
 
@@ -88,6 +90,54 @@ def sample_file(voxdet, tmp_path_factory):
     done = run_script("create_dataset.py", "--voxdet-root", voxdet[0], "--output-file", path, "--relative-paths")
     assert done.returncode == 0, done.stderr
     return path
+
+
+torch.set_num_threads(1)  # a fork would wait for the threads of OpenMP, which it does not have
+
+
+class ForkedChild:
+    """In place of the child that tries a file: a fork of the test runner, which has torch already."""
+
+    def __init__(self, path, arrays):
+        stdin, stdout = os.pipe(), os.pipe()
+        self.pid = os.fork()
+        if self.pid == 0:
+            try:
+                os.dup2(stdin[0], 0)
+                os.dup2(stdout[1], 1)
+                for end in stdin + stdout:
+                    os.close(end)
+                soir_torch_archives._child(path, arrays)
+            finally:
+                os._exit(99)
+        os.close(stdin[0])
+        os.close(stdout[1])
+        self.stdin, self.stdout = open(stdin[1], "wb"), open(stdout[0], "rb")  # noqa: SIM115
+        self.returncode = None
+
+    def wait(self):
+        if self.returncode is None:
+            status = os.waitpid(self.pid, 0)[1]
+            self.returncode = -os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
+        return self.returncode
+
+    def kill(self):
+        if self.returncode is None:
+            os.kill(self.pid, signal.SIGKILL)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.stdin.close()
+        self.stdout.close()
+        self.wait()
+
+
+@pytest.fixture(autouse=True)
+def quick_child(request, monkeypatch):
+    if "real_child" not in request.fixturenames:
+        monkeypatch.setattr(soir_torch_archives, "_start_child", ForkedChild)
 
 
 class Tiny:

@@ -88,11 +88,11 @@ def shared(first, pair):
 
 def hostile_values():
     """What it is -> opcodes of a value that is plain, but too large to look at."""
-    pairs = b"".join(b"(h" + bytes([i]) + b"h" + bytes([i]) + b"lq" + bytes([i + 1]) for i in range(60))
+    pairs = b"".join(b"](h" + bytes([i]) + b"h" + bytes([i]) + b"eq" + bytes([i + 1]) for i in range(60))
     return {
-        "lists, 2^60 in all": b"(]q\x00" + pairs + b"l",
-        "tuples, 2^60 in all": b"()q\x00" + pairs.replace(b"l", b"t") + b"t",
-        "lists, 10^5 deep": b"(" * 10**5 + b"l" * 10**5,
+        "lists, 2^60 in all": b"](]q\x00" + pairs + b"e",
+        "tuples, 2^60 in all": b"()q\x00" + pairs.replace(b"](", b"(").replace(b"eq", b"tq") + b"t",
+        "lists, 10^5 deep": b"](" * 10**5 + b"e" * 10**5,
         "tuples, 10^5 deep": b"(" * 10**5 + b"t" * 10**5,
     }
 

@@ -27,56 +27,10 @@ from soir_files import SoirError
 from soir_loading import load_values, save_values
 
 OLD_TORCH = [int(part) for part in torch.__version__.split(".")[:2]] < [2, 6]
-torch.set_num_threads(1)  # a fork would wait for the threads of OpenMP, which it does not have
 needs_new_torch = pytest.mark.skipif(OLD_TORCH, reason="torch before 2.6 has no safe globals")
 
 
-# ----------------------------------------------------------------------------------------------- processes, made quick
-
-
-class ForkedChild:
-    """In place of the child that tries a file: a fork of the test runner, which has torch already."""
-
-    def __init__(self, path, arrays):
-        stdin, stdout = os.pipe(), os.pipe()
-        self.pid = os.fork()
-        if self.pid == 0:
-            try:
-                os.dup2(stdin[0], 0)
-                os.dup2(stdout[1], 1)
-                for end in stdin + stdout:
-                    os.close(end)
-                soir_torch_archives._child(path, arrays)
-            finally:
-                os._exit(99)
-        os.close(stdin[0])
-        os.close(stdout[1])
-        self.stdin, self.stdout = open(stdin[1], "wb"), open(stdout[0], "rb")  # noqa: SIM115
-        self.returncode = None
-
-    def wait(self):
-        if self.returncode is None:
-            status = os.waitpid(self.pid, 0)[1]
-            self.returncode = -os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
-        return self.returncode
-
-    def kill(self):
-        if self.returncode is None:
-            os.kill(self.pid, signal.SIGKILL)
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.stdin.close()
-        self.stdout.close()
-        self.wait()
-
-
-@pytest.fixture(autouse=True)
-def quick_child(request, monkeypatch):
-    if "real_child" not in request.fixturenames:
-        monkeypatch.setattr(soir_torch_archives, "_start_child", ForkedChild)
+# ---------------------------------------------------------------------------------------------------------- processes
 
 
 @pytest.fixture
@@ -556,10 +510,10 @@ def test_a_key_that_is_no_single_value_is_refused(file, key):
 @pytest.mark.parametrize("name", hostile_values())
 def test_what_is_too_large_to_look_at_holds_no_tuples_that_it_could_be_hashed_by(file, name):
     zip_pickle(file, b"\x80\x02" + hostile_values()[name] + b".")
-    if name == "tuples, 2^60 in all":
-        assert type(load_values(str(file))[-1]) is list
-    else:
+    if name == "tuples, 10^5 deep":
         assert_refused(file)
+    else:
+        assert type(load_values(str(file))[-1]) is list
 
 
 # ----------------------------------------------------------------------------------------------- archives, other files
