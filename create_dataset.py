@@ -52,12 +52,11 @@ from soir_common import (
 from soir_files import SoirError, check_outputs, find_root, reason_of
 from soir_images import (
     IMAGE_ENDINGS,
-    check_whole,
     image_names,
-    image_size,
     natural_key,
     one_per_stem,
     tidy_path,
+    whole_image_size,
 )
 from soir_mask_images import read_mask
 from soir_workers import map_ordered
@@ -227,8 +226,7 @@ def read_query(query: Query) -> QueryReading:
     """Read a query, in a worker."""
     image = f"{query.instance.folder}/rgb/{query.image}"
     try:
-        size = image_size(image)
-        check_whole(image)
+        size = whole_image_size(image)
     except OSError as error:
         return QueryReading("query whose image cannot be read", reason_of(error))
     try:
@@ -285,11 +283,9 @@ def read_gallery(
 def read_size(path: str) -> Size | str:
     """(height, width) of an image, in a worker; if it cannot be read, the reason."""
     try:
-        size = image_size(path)
-        check_whole(path)
+        return whole_image_size(path)
     except OSError as error:
         return reason_of(error)
-    return size
 
 
 # -------------------------------------------------------------------------------------------------------------- script

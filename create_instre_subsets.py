@@ -58,7 +58,7 @@ from soir_common import (
     xyxy_of,
 )
 from soir_files import SoirError, check_outputs, find_root, open_regular, read_bytes, reason_of
-from soir_images import check_whole, image_names, image_size, natural_key, one_per_stem, tidy_path
+from soir_images import image_names, natural_key, one_per_stem, tidy_path, whole_image_size
 from soir_workers import map_ordered
 
 PARTS = ("S1", "S2", "M")
@@ -242,8 +242,7 @@ def hash_of_name(part: str, folder: str) -> int:
 def read_photograph(files: ImageFiles) -> PhotographReading:
     """Read an image and its box file, in a worker."""
     try:
-        size = image_size(files.image)  # the header is enough: INSTRE is large, its boxes few
-        check_whole(files.image)
+        size = whole_image_size(files.image)
     except OSError as error:
         return PhotographReading(["image that cannot be read"], detail=reason_of(error))
     try:

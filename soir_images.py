@@ -55,7 +55,7 @@ def one_per_stem(names: list[str]) -> tuple[dict[str, str], list[str]]:
     chosen: dict[str, str] = {}
     others = []
     for name in names:
-        stem = os.path.splitext(name)[0]
+        stem = name.rpartition(".")[0]
         first = chosen.setdefault(stem, name)
         if first != name:
             chosen[stem], other = sorted((first, name), key=_rank_of_ending)
@@ -78,20 +78,26 @@ def is_image_size(size: Any) -> bool:
 def image_size(path: str) -> tuple[int, int]:
     """(height, width) of an image, from its header. Raises OSError, as `read_image` does."""
     with open_regular(path) as file:
-        return _jpeg_size(file.read(1024)) or _open(file, path).size[::-1]
+        return _size_from_header(file, path)
 
 
-def check_whole(path: str) -> None:
-    """Raise OSError if an image breaks off.
+def whole_image_size(path: str) -> tuple[int, int]:
+    """The same of an image that is whole. Raises OSError also if it breaks off.
 
     A whole JPEG or PNG ends with its end marker. Only where that is missing is the image decoded, since some whole
     files have other bytes behind it.
     """
     with open_regular(path) as file:
+        size = _size_from_header(file, path)
         file.seek(-12, os.SEEK_END)
         end = file.read()
     if not end.endswith(END_MARKERS):
         read_image(path)
+    return size
+
+
+def _size_from_header(file: BinaryIO, path: str) -> tuple[int, int]:
+    return _jpeg_size(file.read(1024)) or _open(file, path).size[::-1]
 
 
 def read_image(path: str, luminance: bool = False) -> Image.Image:

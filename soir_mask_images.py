@@ -66,7 +66,7 @@ def read_mask(path: str) -> ImageMask:
 def _read_lossy(part: Image.Image, path: str, rectangle: tuple[int, int, int, int]) -> tuple[np.ndarray, bool]:
     """The brightness of a part of a JPEG that was read by its luminance, and whether it is soft."""
     values = np.asarray(_brightness(_opaque(part)))
-    grey = values[::2] - np.uint8(RINGING + 1) < 255 - 2 * RINGING - 1  # what is darker wraps around; half will do
+    grey = values[::4] - np.uint8(RINGING + 1) < 255 - 2 * RINGING - 1  # what is darker wraps around; a quarter will do
     if not grey.any():
         return values, False
     # Luminance makes a red object dark grey, and a blue one almost black: the file is read again, in colour.
