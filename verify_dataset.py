@@ -4,13 +4,26 @@ In   an annotation file (anns.pt), one's own or a stranger's: nothing in it is r
 Out  a report on the terminal; with --verbose or --report also as JSON; with --preview a picture
 
     python verify_dataset.py --ann-file anns.pt --base-path /path/to/VoxDet --preview preview.png
+    python verify_dataset.py --ann-file anns.pt --detections captions.pt
+
+The file may be in any form that soir_forms.py knows; what is not in the current one is a warning.
 
 Exit status: 0 fine, 1 the file has errors (with --strict: or warnings), 2 it could not be checked.
 """
 
 from __future__ import annotations
 
-from soir_console import exit_status, make_parser, png_name, positive, print_table, printable, progress_bar
+from soir_console import Findings as DetectionFindings
+from soir_console import (
+    exit_status,
+    make_parser,
+    png_name,
+    positive,
+    print_findings,
+    print_table,
+    printable,
+    progress_bar,
+)
 
 import argparse
 import gc
@@ -44,6 +57,7 @@ from soir_common import (
     set_doubts,
     shorten,
 )
+from soir_detections import Detections, detection_figures, read_detections
 from soir_files import SoirError, check_outputs, find_root, whole_file
 from soir_forms import FORM_CHECKS, load_any_form, size_finder
 from soir_images import absolute_base, full_path, image_size
@@ -260,6 +274,9 @@ ROWS = [
     ("annotated objects", "objects", ","),
     ("  per image, mean", "objects_per_image_mean", ".1f"),
     ("  per image, most", "objects_per_image_max", ","),
+    ("detected objects per image, mean", "detected_per_image_mean", ".1f"),
+    ("annotated boxes that a detection covers", "boxes_covered", ","),
+    ("  % of them", "boxes_covered_share", ".1f"),
     ("object size, mean (% of image)", "object_size_mean", ".1f"),
     ("  median", "object_size_median", ".1f"),
     ("  below 2 % of the image (% of objects)", "object_size_below_2", ".1f"),
@@ -273,10 +290,13 @@ ROWS = [
 ]
 
 
-def statistics(entries: Annotations, sizes: dict[str, Size]) -> dict[str, dict[str, Any]]:
+def statistics(
+    entries: Annotations, sizes: dict[str, Size], detections: Detections | None
+) -> dict[str, dict[str, Any]]:
     """What is in each set: set -> figure -> value, None for what cannot be known.
 
-    sizes  (height, width) of the images, as far as they are known from masks or image headers
+    sizes       (height, width) of the images, as far as they are known from masks or image headers
+    detections  image path -> the boxes that a detector found; None if no file of them was given
     """
     figures = {}
     for name, (queries, gallery) in by_set(entries).items():
@@ -285,6 +305,7 @@ def statistics(entries: Annotations, sizes: dict[str, Size]) -> dict[str, dict[s
             "queries": len(queries),
             "gallery_images": len(gallery),
             **object_figures(gallery, sizes),
+            **({} if detections is None else detection_figures(gallery, sizes, detections)),
             **instance_figures(queries, gallery),
             "splits": dict(sorted(splits.items())),
         }
@@ -358,6 +379,8 @@ def print_statistics(figures: dict[str, dict[str, Any]]) -> None:
             columns.append((f"{PUBLISHED[name]['name']} (published)", PUBLISHED[name]))
     table = [["", *(title for title, _ in columns)]]
     for label, figure, style in ROWS:
+        if not any(figure in values for values in shown.values()):
+            continue  # of detections, where none are given
         cells = [values.get(figure, "") for _, values in columns]
         table.append([label, *("-" if c is None else c if c == "" else format(c, style) for c in cells)])
     print_table(table)
@@ -492,6 +515,8 @@ def parse_args() -> argparse.Namespace:
     add("--report", metavar="FILE", help="write the JSON report there")
     add("--skip-paths", action="store_true", help="do not look for the images")
     add("--sample-masks", type=positive, metavar="N", help="check N masks only, for a quick look")
+    add("--detections", metavar="FILE", help="objects that a detector found: captions.pt, or COCO results as .json")
+    add("--min-score", type=float, default=0.2, metavar="S", help="score from which a detection counts (default: 0.2)")
     add("--strict", action="store_true", help="exit with 1 on warnings too")
     add("--preview", type=png_name, metavar="FILE.png", help="draw some queries and gallery images, masks and boxes")
     add("--preview-count", type=positive, default=3, metavar="N", help="instances of each set in it (default: 3)")
@@ -504,7 +529,7 @@ def parse_args() -> argparse.Namespace:
 @exit_status()
 def main() -> int:
     args = parse_args()
-    check_outputs([args.report, args.preview], [args.ann_file])
+    check_outputs([args.report, args.preview], [args.ann_file, args.detections])
     base_path = absolute_base(args.base_path)
     findings = Findings()
     find_size = (lambda path: None) if args.skip_paths else size_finder(base_path)
@@ -523,10 +548,13 @@ def main() -> int:
     check_sets(entries, findings)
     if len(entries) == len(annotations):  # what is broken would make queries look unanswered
         check_retrieval(entries, findings)
-    figures = statistics(entries, sizes)
+    doubts, detections = DetectionFindings(), None
+    if args.detections:
+        detections = read_detections(args.detections, entries, args.min_score, doubts)
+    figures = statistics(entries, sizes, detections)
 
     errors, warnings = findings.count("error"), findings.count("warning")
-    passed = not errors and not (args.strict and warnings)
+    passed = not errors and not (args.strict and (warnings or doubts))
     picture = None
     if args.report:
         write_report(args.report, make_report(args.ann_file, passed, findings, figures))
@@ -539,6 +567,7 @@ def main() -> int:
     if figures:
         print_statistics(figures)
     print_issues(findings, args.verbose)
+    print_findings(doubts, skipped="skipped of the detections", noticed="noticed of the detections")
     if findings.counts["path-missing"] == len(annotations):
         print(f"\nNone of the images is there: {hint_at_base(list(annotations), base_path)}.")
     if args.preview and not picture:
