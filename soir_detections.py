@@ -66,13 +66,11 @@ def read_detections(path: str, annotations: Annotations, min_score: float, findi
     if not boxes:
         expected = shorten(next(iter(annotations)))
         found_path = f"paths like {next(iter(other_paths))}" if other_paths else "nothing"
-        raise SoirError(
-            f"{path} has detections in none of the images: expected paths like {expected}, {found_path} found"
-        )
+        raise SoirError(f"{path} names none of the images: expected paths like {expected}, {found_path} found")
     for other in other_paths:
         findings.skip("path that is no image of the annotation file", other)
     for name, entry in annotations.items():
-        if not entry["is_query"] and name not in boxes:
+        if isinstance(entry, dict) and entry.get("is_query") is False and name not in boxes:
             findings.notice("gallery image that is not in the detections, counted as one without any", name)
     return {name: np.array(found, dtype=np.float64).reshape(-1, 4) for name, found in boxes.items()}
 
@@ -82,7 +80,7 @@ def read_captions(path: str, findings: Findings) -> Iterator[Detection]:
     content = load_values(path, arrays=True)
     if not isinstance(content, dict):
         raise SoirError(f"{path} holds no detections: expected a dict, image path -> bboxes, scores and masks_rle")
-    check_repeats(path, (_length_of(record.get("bboxes")) for record in content.values() if isinstance(record, dict)))
+    check_repeats(path, (_size_of(record.get("bboxes")) for record in content.values() if isinstance(record, dict)))
     for name, record in content.items():
         if not isinstance(record, dict) or "bboxes" not in record:
             findings.skip("image without bboxes in the detections", shorten(name))
@@ -94,7 +92,7 @@ def read_captions(path: str, findings: Findings) -> Iterator[Detection]:
             continue
         yield Detection(name, None, None)
         for box, score in zip(boxes, scores):
-            yield Detection(name, tuple(box) if isinstance(box, list) else box, score)
+            yield Detection(name, tuple(_as_list(box)), _as_number(score))
 
 
 def read_results(path: str) -> Iterator[Detection]:
@@ -109,9 +107,7 @@ def read_results(path: str) -> Iterator[Detection]:
                 names[image["id"]] = image.get("file_name")
                 yield Detection(image.get("file_name"), None, None)
     if not isinstance(records, list):
-        raise SoirError(
-            f'{path} holds no detections: expected a list of {{"image_id", "bbox", "score"}}, as COCO results'
-        )
+        raise SoirError(f'{path} holds no detections: expected COCO results, a list of {{"image_id", "bbox", "score"}}')
     for record in records:
         if not isinstance(record, dict):
             record = {}
@@ -126,6 +122,16 @@ def _as_list(value: Any) -> list[Any]:
     if isinstance(value, np.ndarray):
         value = value.tolist()
     return list(value) if isinstance(value, (list, tuple)) else []
+
+
+def _as_number(value: Any) -> Any:
+    """A number, also where it is in an array of its own."""
+    return value.tolist() if isinstance(value, np.ndarray) and not value.ndim else value
+
+
+def _size_of(value: Any) -> int:
+    """How many values there are: an array can claim to be far larger than its file."""
+    return value.size if isinstance(value, np.ndarray) else _length_of(value)
 
 
 def _length_of(value: Any) -> int:

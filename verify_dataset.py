@@ -28,6 +28,7 @@ from soir_console import (
 import argparse
 import gc
 import json
+import math
 import os
 import random
 import sys
@@ -516,7 +517,7 @@ def parse_args() -> argparse.Namespace:
     add("--skip-paths", action="store_true", help="do not look for the images")
     add("--sample-masks", type=positive, metavar="N", help="check N masks only, for a quick look")
     add("--detections", metavar="FILE", help="objects that a detector found: captions.pt, or COCO results as .json")
-    add("--min-score", type=float, default=0.2, metavar="S", help="score from which a detection counts (default: 0.2)")
+    add("--min-score", type=score, default=0.2, metavar="S", help="score from which a detection counts (default: 0.2)")
     add("--strict", action="store_true", help="exit with 1 on warnings too")
     add("--preview", type=png_name, metavar="FILE.png", help="draw some queries and gallery images, masks and boxes")
     add("--preview-count", type=positive, default=3, metavar="N", help="instances of each set in it (default: 3)")
@@ -524,6 +525,14 @@ def parse_args() -> argparse.Namespace:
     if args.report is None and args.verbose:
         args.report = f"{os.path.splitext(args.ann_file)[0]}_verification.json"
     return args
+
+
+def score(text: str) -> float:
+    """A type for argparse: a finite number."""
+    value = float(text)
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"expected a finite number, found {text}")
+    return value
 
 
 @exit_status()
@@ -550,7 +559,7 @@ def main() -> int:
         check_retrieval(entries, findings)
     doubts, detections = DetectionFindings(), None
     if args.detections:
-        detections = read_detections(args.detections, entries, args.min_score, doubts)
+        detections = read_detections(args.detections, annotations, args.min_score, doubts)
     figures = statistics(entries, sizes, detections)
 
     errors, warnings = findings.count("error"), findings.count("warning")
