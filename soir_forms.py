@@ -33,7 +33,6 @@ from soir_common import (
     Rle,
     Size,
     doubt_of_mask,
-    is_box,
     load_annotations,
 )
 from soir_images import full_path, image_size, is_image_size
@@ -277,7 +276,7 @@ def _read_list(mask: Rle, box: Any, is_query: bool) -> MaskForm:
     whole = 0, 0, size[1], size[0]
     is_row_major = mask.get("transpose") is False
     changes = ["mask-row-major" if is_row_major else "mask-list"]
-    if is_box(box):  # otherwise nothing says how the mask is meant
+    if _is_flat_box(box):  # otherwise nothing says how the mask is meant
         mask_box: EntryBox = box_of_runs(runs, size, is_row_major)
         if is_query and mask_box is None and _is_at(box, whole):
             # A render that shows nothing of the object. What the authors' box says stands for what is seen.
