@@ -102,16 +102,20 @@ def size_finder(base_path: str | None) -> SizeFinder:
 def _is_usual_query(entry: Any) -> bool:
     """Whether an entry is a query of the current form. Most entries are, and this takes a tenth of `read_form`."""
     try:
-        mask = entry["mask"]
         return (
             entry["is_query"] is True
             and type(entry["set"]) is str
             and type(entry["bbox"]) is tuple
             and type(entry["ins"]) is int
-            and type(mask["counts"]) is str
-            and type(mask["size"]) is list
-            and len(mask) == 2
+            and _is_usual_mask(entry["mask"])
         )
+    except (KeyError, TypeError):
+        return False
+
+
+def _is_usual_mask(mask: Any) -> bool:
+    try:
+        return type(mask["counts"]) is str and type(mask["size"]) is list and len(mask) == 2
     except (KeyError, TypeError):
         return False
 
@@ -197,6 +201,8 @@ def _read_gallery(entry: Entry, path: str, find_size: SizeFinder) -> Iterator[tu
 
 
 def _read_gallery_masks(entry: Entry, path: str, find_size: SizeFinder) -> Iterator[tuple[str, str]]:
+    if all(map(_is_usual_mask, entry["mask"])):
+        return
     size = None
     if any(map(is_polygons, entry["mask"])):
         size = next((_size_of(mask) for mask in entry["mask"] if _size_of(mask)), None) or find_size(path)
@@ -250,9 +256,7 @@ def read_mask(mask: Any, box: Any, is_query: bool, size: Size | None) -> MaskFor
 def _tidy(mask: Rle) -> Rle:
     """A compressed mask as text, and its size as a list: both decode as well, so that is no change worth a word."""
     size, counts = mask.get("size"), mask.get("counts")
-    if type(size) is list and type(counts) is str and len(mask) == 2:
-        return mask
-    if not isinstance(size, (list, tuple)) or not isinstance(counts, (str, bytes)):
+    if _is_usual_mask(mask) or not isinstance(size, (list, tuple)) or not isinstance(counts, (str, bytes)):
         return mask
     if isinstance(counts, bytes):
         if not counts.isascii():

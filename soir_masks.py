@@ -243,9 +243,9 @@ def _examine_chunk(masks: list[Any]) -> list[MaskReading]:
 
 def _examine_form(mask: Any) -> MaskReading:
     """All that is cheap to find out about a mask. One without a fault has a box only if nothing is left to find out."""
-    if is_polygons(mask):
-        return _examine_polygons(mask)
     if not isinstance(mask, dict) or not is_image_size(mask.get("size")):
+        if is_polygons(mask):
+            return _examine_polygons(mask)
         return MaskReading("mask-malformed", "size is not [height, width] of an image")
     (height, width), counts = mask["size"], mask.get("counts")
     size = height, width
