@@ -115,7 +115,7 @@ def keep_sound_masks(annotations: Annotations, findings: Findings) -> Annotation
         elif not any(reasons):
             sound[path] = entry
         elif not all(reasons):
-            sound[path] = without_objects(entry, [index for index, reason in enumerate(reasons) if reason])
+            sound[path] = without_objects(entry, {index for index, reason in enumerate(reasons) if reason})
     return sound
 
 
@@ -129,7 +129,7 @@ def fault_of_mask(reading: MaskReading, box: EntryBox, entry: Entry) -> str:
     return ""
 
 
-def without_objects(entry: Entry, indices: list[int]) -> Entry:
+def without_objects(entry: Entry, indices: set[int]) -> Entry:
     """A gallery image without some of its objects."""
     chosen = dict(entry)
     for field in ("bbox", "mask", "ins", "num_ins"):
@@ -169,7 +169,7 @@ def choose_instances(annotations: Annotations, wanted: set[int], findings: Findi
     for path, entry in annotations.items():
         shown = instances_of(entry)
         seen.update(wanted.intersection(shown))
-        others = [index for index, instance in enumerate(shown) if instance not in wanted]
+        others = {index for index, instance in enumerate(shown) if instance not in wanted}
         if not others:
             if shown:
                 chosen[path] = entry

@@ -431,6 +431,14 @@ def test_bad_arguments_exit_with_2(pictures, monkeypatch, args):
     assert not (pictures / "x.pt").exists()
 
 
+def test_names_of_thousands_of_digits_are_names(pictures):
+    entry = {"bbox": MIDDLE, "is_query": True, "ins": 2**63 - 1, "set": "7" * 5000}
+    file, coco = save(pictures, {"8" * 5000: entry, "q0.png": entry}), pictures / "coco.json"
+    done, after = convert(file, "--max-queries", "1", "--coco", coco, "--base-path", pictures)
+    assert done.returncode == 0, done.stderr
+    assert len(after) == 1
+
+
 def test_what_is_written_loads_with_torch_alone(pictures):
     convert(save(pictures, any_set("mine")))
     assert torch.load(str(pictures / "converted.pt"), weights_only=True)["q0.png"]["mask"]["size"] == [48, 64]
