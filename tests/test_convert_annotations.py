@@ -422,7 +422,7 @@ def test_what_cannot_be_converted_leaves_the_old_output(pictures):
         ["--output-file", "x.pt", "--max-queries", "0"],
         ["--output-file", "x.pt", "--replace-prefix", "a"],
         ["--output-file", "x.pt", "--split", "dev"],
-        ["--output-file", "x.pt", "--base-path", "/nowhere"],
+        ["--output-file", "x.pt", "--base-path", "no/such/folder"],
     ],
 )
 def test_bad_arguments_exit_with_2(pictures, monkeypatch, args):
