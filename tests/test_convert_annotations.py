@@ -258,6 +258,10 @@ def test_instances_of_a_query_that_shows_two_are_chosen_too(pictures):
     }
     file = save(pictures, entries)
     assert convert(file)[1] == entries
+    entries["q1.png"] = {**entries["q0.png"], "ins": [1]}  # a list of one is as good as the one
+    assert convert(save(pictures, entries))[1]["q1.png"]["ins"] == 1
+    del entries["q1.png"]
+    save(pictures, entries)
     _, after = convert(file, "--instances", "2")
     assert (after["q0.png"]["ins"], after["g0.png"]["ins"], after["g0.png"]["bbox"]) == (2, [2], [CORNER])
 
