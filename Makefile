@@ -15,6 +15,7 @@ demo: $(VENV)/run  ## set up, make the sample data, and run the scripts on it
 	$(BIN)/python verify_dataset.py --ann-file sample/anns.pt --preview sample/preview.png
 	$(BIN)/python examples/colour_features.py sample/anns.pt sample/features.pt
 	$(BIN)/python evaluate_retrieval.py --ann-file sample/anns.pt --features sample/features.pt --preview sample/worst.png
+	$(BIN)/python convert_annotations.py --ann-file sample/anns.pt --coco sample/anns.json
 	$(BIN)/python create_instre_subsets.py --instre-root sample/INSTRE --output-dir sample
 	$(BIN)/python verify_dataset.py --ann-file sample/instre_xs.pt
 	$(BIN)/python verify_dataset.py --ann-file sample/instre_xxs.pt

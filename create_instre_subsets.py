@@ -1,10 +1,11 @@
-"""Build INSTRE-XS and INSTRE-XXS, the small-object subsets of INSTRE, as annotation files like anns.pt.
+"""Build INSTRE-XS and INSTRE-XXS, the small-object subsets of INSTRE, or INSTRE by lists, as files like anns.pt.
 
 In   <instre-root>/INSTRE-S1/<number and letter>_<name>/013.jpg, and beside each image 013.txt, one line `x y w h` per
      box (INSTRE-S2 in the same form; INSTRE-M/<number>: line 1 is object a, line 2 object b of S1 with that number)
-Out  instre_xs.pt, instre_xxs.pt
+Out  instre_xs.pt, instre_xxs.pt; with lists instre.pt, or what --name says
 
     python create_instre_subsets.py --instre-root /path/to/INSTRE
+    python create_instre_subsets.py --instre-root /path/to/INSTRE --query-list queries.txt --gallery-list gallery.txt
 
 The image lists of the published subsets, and the rule that separates query from gallery, were never published. This
 is the protocol here:
@@ -17,6 +18,11 @@ is the protocol here:
 4. An instance that lacks queries or gallery images in a subset is left out of that subset.
 
 So XXS is a subset of XS, and other instances, present or not, change nothing for an instance.
+
+With --query-list and --gallery-list, the lists decide alone, and there is one file: every listed image is in it, in its
+role, whatever its size (a threshold applies where one is given). That builds the usual protocol of INSTRE (Iscen and
+others, 2017: 1,250 queries, 27,293 images). A query needs a box; that of an image of INSTRE-M spans both its objects,
+and it shows both instances: relevant is what shows either. A gallery image without a box is in it as a whole.
 
 Exit status: 0 fine, 1 something was skipped or noticed and --strict was given, 2 the run could not be done.
 """
@@ -40,14 +46,16 @@ import re
 import sys
 import zlib
 from collections import defaultdict
-from typing import Any, Iterator, NamedTuple
+from typing import Any, Container, Dict, Iterator, List, NamedTuple, Tuple
 
 import numpy as np
 
 from soir_common import (
     PUBLISHED,
+    SETS,
     Annotations,
     Box,
+    EntryBox,
     box_area,
     box_share,
     clip_box,
@@ -71,7 +79,7 @@ class ImageFiles(NamedTuple):
     """An image to read, and its box file."""
 
     image: str
-    boxes: str
+    boxes: str | None  # None where there is none, which only a listed image may lack
     folder: str  # its name
     instances: tuple[int, ...]  # the one that the folder shows, or the two of INSTRE-M
 
@@ -85,6 +93,7 @@ class PhotographReading(NamedTuple):
     detail: str = ""  # of the fault: what the decoder said
     is_clipped: bool = False  # a box reached out of the image
     fractions: int = 0  # boxes whose numbers all lie within 0..1
+    is_readable: bool = True  # the image
 
 
 class Photograph(NamedTuple):
@@ -95,9 +104,9 @@ class Photograph(NamedTuple):
     key: str  # the same whatever the spelling: instre-s1/01a_canada_book/013
     part: str
     folder: str
-    boxes: list[Box]
+    boxes: list[EntryBox]  # None where it has none: the whole image
     instances: list[int]  # of each box
-    share: float
+    share: float  # of the largest box, in % of the image; 100 without boxes
 
 
 class Member(NamedTuple):
@@ -106,6 +115,14 @@ class Member(NamedTuple):
     photograph: Photograph
     is_query: bool
     objects: list[int]  # indices of the boxes that count
+
+
+class OutputFile(NamedTuple):
+    """A file to write."""
+
+    path: str
+    set_name: str
+    subset: list[Member]
 
 
 # ------------------------------------------------------------------------------------------------------------- reading
@@ -140,24 +157,50 @@ def parse_instre(root: str, prefix: str, part: str, workers: int, findings: Find
     prefix  what stands for the root in the image paths, may be empty
     """
     below = find_part(root, part)
-    files = pair_files(root, below, part, findings)
+    return read_photographs(root, below, prefix, part, pair_files(root, below, part, findings), workers, findings)
+
+
+def read_photographs(
+    root: str,
+    below: str,
+    prefix: str,
+    part: str,
+    files: list[ImageFiles],
+    workers: int,
+    findings: Findings,
+    are_listed: bool = False,
+) -> list[Photograph]:
+    """Read the images of a part, and their box files.
+
+    below       the path of the part in the root
+    are_listed  a list names them: they are kept without a box as well, unless the image cannot be read
+    """
     photographs, fractions = [], 0
     with map_ordered(read_photograph, files, workers, f"INSTRE-{part}") as readings:
         for reading, pair in zip(readings, files):
             name = os.path.basename(pair.image)
             place = os.path.join(below, pair.folder, name).replace(os.sep, "/")
+            is_kept = are_listed and reading.is_readable
+            boxes: list[EntryBox] = list(reading.boxes)
             for fault in reading.faults:
-                findings.skip(fault, place, reading.detail)
+                if is_kept:
+                    findings.notice(f"listed image with a {fault}", place)
+                else:
+                    findings.skip(fault, place, reading.detail)
+            if part == "M" and boxes and (reading.faults or len(boxes) != 2):
+                boxes = []  # which line is whose would be a guess
+                if is_kept:
+                    findings.notice("listed image of INSTRE-M without two boxes, as a whole", place)
+                else:
+                    findings.skip("image of INSTRE-M without two boxes", place)
             if reading.is_clipped:
                 findings.notice("box that reaches out of its image, clipped", place)
             fractions += bool(reading.fractions)
-            if part == "M" and reading.boxes and (reading.faults or len(reading.boxes) != 2):
-                findings.skip("image of INSTRE-M without two boxes", place)  # which line is whose would be a guess
-            elif reading.boxes:
-                instances = list(pair.instances) if part == "M" else list(pair.instances) * len(reading.boxes)
-                path, standard = tidy_path(prefix, place), f"INSTRE-{part}/{pair.folder}/{name}"
-                shown = part, pair.folder, reading.boxes, instances, reading.share
-                photographs.append(Photograph(path, standard, key_of(standard), *shown))
+            if boxes or is_kept:
+                instances = list(pair.instances) if part == "M" else list(pair.instances) * max(len(boxes), 1)
+                path, standard = tidy_path(prefix, place), name_of(part, pair)
+                shown = boxes or [None] * len(instances), instances, reading.share if boxes else 100.0
+                photographs.append(Photograph(path, standard, key_of(standard), part, pair.folder, *shown))
     if fractions > len(files) / 2:
         raise SoirError(
             f"the boxes of {fractions:,} of the {len(files):,} images of {os.path.join(root, below)} lie within 0..1: "
@@ -166,13 +209,23 @@ def parse_instre(root: str, prefix: str, part: str, workers: int, findings: Find
     return photographs
 
 
+def name_of(part: str, files: ImageFiles) -> str:
+    """The name of an image as INSTRE spells it: INSTRE-S1/01a_canada_book/013.jpg."""
+    return f"INSTRE-{part}/{files.folder}/{os.path.basename(files.image)}"
+
+
+# What `key_of` gives for an image of INSTRE, and the part in it.
+KEY = re.compile("instre-(s1|s2|m)/[^/]+/[^/]+")
+
+
 def key_of(name: str) -> str:
-    """What names an image of INSTRE whatever its spelling: lower case, without its ending and without a folder above.
+    """What names an image of INSTRE whatever its spelling: lower case, without its ending and the folders above.
 
     So that neither the split nor a list depends on how a copy writes INSTRE_release/ or .JPG.
     """
     stem = os.path.splitext(name.lower())[0]
-    return stem[len("instre_release/") :] if stem.startswith("instre_release/") else stem
+    last_three = "/".join(stem.split("/")[-3:])
+    return last_three if KEY.fullmatch(last_three) else stem
 
 
 def pair_files(root: str, below: str, part: str, findings: Findings) -> list[ImageFiles]:
@@ -195,6 +248,24 @@ def pair_files(root: str, below: str, part: str, findings: Findings) -> list[Ima
                 findings.skip("image without its .txt", f"{below}/{folder}/{name}")
         for unused in sorted(boxes.keys() - images.keys()):
             findings.skip(".txt without its image", f"{below}/{folder}/{boxes[unused]}")
+    return files
+
+
+def pair_listed_files(root: str, below: str, part: str, listed: Container[str], findings: Findings) -> list[ImageFiles]:
+    """List the images of a part that a list names, by their keys, each with its box file if there is one."""
+    files = []
+    for folder, instances in find_instances(root, below, part, findings):
+        path = os.path.join(root, below, folder)
+        names = sorted(os.listdir(path))
+        boxes = {name[:-4]: os.path.join(path, name) for name in reversed(names) if name.lower().endswith(".txt")}
+        images, others = one_per_stem(image_names(path))
+        for stem, name in images.items():
+            found = ImageFiles(os.path.join(path, name), boxes.get(stem), folder, instances)
+            if key_of(name_of(part, found)) in listed:
+                files.append(found)
+                for other in others:
+                    if os.path.splitext(other)[0] == stem:
+                        findings.skip("second photograph of the same name", f"{below}/{folder}/{other}")
     return files
 
 
@@ -244,7 +315,9 @@ def read_photograph(files: ImageFiles) -> PhotographReading:
     try:
         size = whole_image_size(files.image)
     except OSError as error:
-        return PhotographReading(["image that cannot be read"], detail=reason_of(error))
+        return PhotographReading(["image that cannot be read"], detail=reason_of(error), is_readable=False)
+    if files.boxes is None:
+        return PhotographReading([])
     try:
         data = read_bytes(files.boxes, MAX_BOX_FILE)
     except OSError as error:
@@ -305,26 +378,64 @@ def assign_roles(photographs: list[Photograph], seed: int, query_fraction: float
     return queries
 
 
-def roles_from_lists(
-    photographs: list[Photograph], query_list: str, gallery_list: str, findings: Findings
-) -> tuple[list[Photograph], set[str]]:
-    """Roles from the lists of a paper: (photographs that are in either, keys of the queries). Raises SoirError."""
+class Lists(NamedTuple):
+    """The lists of a protocol: key -> path as it is spelled there."""
+
+    queries: dict[str, str]
+    gallery: dict[str, str]
+
+
+def read_lists(query_list: str, gallery_list: str, findings: Findings) -> Lists:
+    """Read both lists. Raises SoirError if an image is in both, or one cannot be read."""
     queries, gallery = read_list(query_list), read_list(gallery_list)
     both = sorted(queries.keys() & gallery.keys())
     if both:
         raise SoirError(f"{queries[both[0]]} is in both {query_list} and {gallery_list}: an image has one role")
-    listed, chosen = {**queries, **gallery}, []
+    for names in (queries, gallery):
+        for key in [key for key in names if not KEY.fullmatch(key)]:
+            findings.skip("listed path that is not spelled like INSTRE-S1/01a_canada_book/013.jpg", names.pop(key))
+    return Lists(queries, gallery)
+
+
+def read_listed(
+    root: str, prefix: str, parts: list[str] | None, lists: Lists, workers: int, findings: Findings
+) -> list[Photograph]:
+    """Read the listed images.
+
+    parts  those that --parts names; None for all that the lists name
+    """
+    left = {**lists.queries, **lists.gallery}
+    named = {key[len("instre-") :].partition("/")[0].upper() for key in left}
+    photographs = []
+    for part in PARTS:
+        if part in named and (parts is None or part in parts):
+            below = find_part(root, part)
+            files = pair_listed_files(root, below, part, left.keys(), findings)
+            photographs += read_photographs(root, below, prefix, part, files, workers, findings, are_listed=True)
+            for pair in files:
+                left.pop(key_of(name_of(part, pair)), None)
+    for key, name in sorted(left.items()):
+        is_left_out = parts is not None and not key.startswith(tuple(f"instre-{part.lower()}/" for part in parts))
+        findings.skip(
+            "listed image of a part that --parts leaves out" if is_left_out else "listed image that is not there", name
+        )
+    return photographs
+
+
+def select_listed(
+    photographs: list[Photograph], lists: Lists, threshold: float | None, findings: Findings
+) -> list[Member]:
+    """The members of a file that lists decide on, whatever they show; a threshold applies only where one is given."""
+    subset = []
     for photograph in photographs:
-        if photograph.key not in listed:
-            continue
-        del listed[photograph.key]
-        if photograph.part == "M" and photograph.key in queries:
-            findings.skip("listed query of INSTRE-M, which shows two objects", photograph.name)
+        is_query = photograph.key in lists.queries
+        if threshold is not None and not is_below(photograph, threshold):
+            findings.skip(f"listed image whose object is not below the threshold of {threshold:g} %", photograph.name)
+        elif is_query and None in photograph.boxes:
+            findings.skip("listed query without a box", photograph.name)
         else:
-            chosen.append(photograph)
-    for name in sorted(listed.values()):
-        findings.skip("listed image that is not there, or above the threshold", name)
-    return chosen, set(queries)
+            subset.append(Member(photograph, is_query, list(range(len(photograph.boxes)))))
+    return subset
 
 
 def read_list(path: str) -> dict[str, str]:
@@ -360,9 +471,9 @@ def make_annotations(subset: list[Member], set_name: str) -> Annotations:
     annotations = {}
     for photograph, is_query, _ in subset:
         if is_query:
-            box = max(photograph.boxes, key=box_area)
-            entry = query_entry(box, None, photograph.instances[0], set_name, obj_name=photograph.folder)
-            annotations[photograph.path] = entry
+            box, ins = query_box(photograph), list(dict.fromkeys(photograph.instances))
+            shown = ins if len(ins) > 1 else ins[0]
+            annotations[photograph.path] = query_entry(box, None, shown, set_name, obj_name=photograph.folder)
     for photograph, is_query, objects in subset:
         if not is_query:
             boxes = [photograph.boxes[index] for index in objects]
@@ -370,6 +481,15 @@ def make_annotations(subset: list[Member], set_name: str) -> Annotations:
             entry = gallery_entry(boxes, [], instances, set_name, obj_name=photograph.folder)
             annotations[photograph.path] = entry
     return annotations
+
+
+def query_box(photograph: Photograph) -> Box:
+    """The box of a query: the largest one; of an image of INSTRE-M that around both objects, as the protocol has it."""
+    boxes = [box for box in photograph.boxes if box is not None]
+    if photograph.part != "M":
+        return max(boxes, key=box_area)
+    x1, y1, x2, y2 = zip(*boxes)
+    return min(x1), min(y1), max(x2), max(y2)
 
 
 # -------------------------------------------------------------------------------------------------------------- report
@@ -423,17 +543,33 @@ def parse_args() -> argparse.Namespace:
     add = parser.add_argument
     add("--instre-root", default=".", metavar="DIR", help="folder of the download (default: the current folder)")
     add("--output-dir", default=".", metavar="DIR", help="where to write the two files (default: the current folder)")
-    add("--parts", nargs="+", choices=PARTS, default=["S1"], help="parts of INSTRE to take images from (default: S1)")
-    add("--xs-threshold", type=percent, default=15, metavar="%", help="object size below which XS is (default: 15)")
-    add("--xxs-threshold", type=percent, default=5, metavar="%", help="object size below which XXS is (default: 5)")
+    add("--parts", nargs="+", choices=PARTS, help="parts of INSTRE to take images from (default: S1, or as listed)")
+    add(
+        "--xs-threshold", type=percent, metavar="%", help="object size below which XS is (default: 15; with lists none)"
+    )
+    add(
+        "--xxs-threshold",
+        type=percent,
+        metavar="%",
+        help="object size below which XXS is (default: 5; with lists none)",
+    )
     add("--query-fraction", type=fraction, default=0.5, metavar="F", help="share of queries (default: 0.5)")
     add("--seed", type=int, default=0, metavar="N", help="another seed, another choice of queries (default: 0)")
     add("--query-list", metavar="FILE", help="the queries, one path per line (INSTRE-S1/01a_canada_book/013.jpg)")
     add("--gallery-list", metavar="FILE", help="the gallery images in the same form; goes with --query-list")
+    add("--name", type=listed_name, metavar="NAME", help="set and file of what the lists choose (default: INSTRE)")
     add_creation_options(parser)
     args = parser.parse_args()
     if (args.query_list is None) != (args.gallery_list is None):
         parser.error("--query-list and --gallery-list go together")
+    if args.query_list:
+        args.name = args.name or "INSTRE"
+        return args
+    if args.name:
+        parser.error("--name goes with --query-list and --gallery-list")
+    args.parts = args.parts or ["S1"]
+    args.xs_threshold = 15 if args.xs_threshold is None else args.xs_threshold
+    args.xxs_threshold = 5 if args.xxs_threshold is None else args.xxs_threshold
     if args.xxs_threshold > args.xs_threshold:
         parser.error("--xxs-threshold is above --xs-threshold, but XXS is a subset of XS")
     return args
@@ -453,48 +589,81 @@ def fraction(text: str) -> float:
     return value
 
 
-@exit_status()
-def main() -> int:
-    args = parse_args()
-    outputs = [os.path.join(args.output_dir, name) for name in ("instre_xs.pt", "instre_xxs.pt")]
-    check_outputs(outputs, [args.query_list, args.gallery_list])
-    findings = Findings()
+def listed_name(text: str) -> str:
+    """A type for argparse: the name of a set without masks, which is that of its file too."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", text):
+        raise argparse.ArgumentTypeError(f"expected letters, digits, dots and hyphens, found {text}")
+    if text in SETS and SETS[text].query_masks:
+        raise argparse.ArgumentTypeError(f"{text} is another set, which has masks")
+    return text
+
+
+def file_of(args: argparse.Namespace, name: str) -> str:
+    """The file of a set: instre_xs.pt for INSTRE-XS."""
+    return os.path.join(args.output_dir, f"{name.lower().replace('-', '_')}.pt")
+
+
+Rows = List[Tuple[str, Dict[str, Any]]]  # of the table: name, figures
+
+
+def build_subsets(args: argparse.Namespace, rows: Rows, findings: Findings) -> list[OutputFile]:
+    """INSTRE-XS and INSTRE-XXS, by the protocol of this script."""
     photographs: list[Photograph] = []
-    rows = []
     prefix = "" if args.relative_paths else args.instre_root
     for part in [part for part in PARTS if part in args.parts]:
         found = parse_instre(args.instre_root, prefix, part, args.workers, findings)
         photographs += found
         if found:
             rows.append((f"INSTRE-{part}", figures_of(found)))
-
-    for option, threshold in (("--xs-threshold", args.xs_threshold), ("--xxs-threshold", args.xxs_threshold)):
-        if threshold < 1:
-            findings.notice("threshold below 1 %: its unit is percent, 15 is 15 %", f"{option} {threshold:g}")
     chosen = [photograph for photograph in photographs if is_below(photograph, args.xs_threshold)]
-    if args.query_list:
-        chosen, queries = roles_from_lists(chosen, args.query_list, args.gallery_list, findings)
-    else:
-        queries = assign_roles(chosen, args.seed, args.query_fraction)
+    queries = assign_roles(chosen, args.seed, args.query_fraction)
     files = []
-    for output, name, threshold in zip(outputs, ("INSTRE-XS", "INSTRE-XXS"), (args.xs_threshold, args.xxs_threshold)):
+    for name, threshold in (("INSTRE-XS", args.xs_threshold), ("INSTRE-XXS", args.xxs_threshold)):
         subset = select_subset([photograph for photograph in chosen if is_below(photograph, threshold)], queries)
         if subset:
-            members = [member.photograph for member in subset]
-            rows.append((name, figures_of(members, sum(member.is_query for member in subset))))
-            files.append((output, make_annotations(subset, name)))
+            files.append(OutputFile(file_of(args, name), name, subset))
         else:
-            findings.skip("subset without an instance that has both queries and gallery images", output)
+            reason = "subset without an instance that has both queries and gallery images"
+            findings.skip(reason, file_of(args, name))
+    return files
+
+
+def build_listed(args: argparse.Namespace, findings: Findings) -> list[OutputFile]:
+    """The one file that lists decide on."""
+    lists = read_lists(args.query_list, args.gallery_list, findings)
+    prefix = "" if args.relative_paths else args.instre_root
+    photographs = read_listed(args.instre_root, prefix, args.parts, lists, args.workers, findings)
+    given = [threshold for threshold in (args.xs_threshold, args.xxs_threshold) if threshold is not None]
+    subset = select_listed(photographs, lists, min(given, default=None), findings)
+    return [OutputFile(file_of(args, args.name), args.name, subset)] if subset else []
+
+
+@exit_status()
+def main() -> int:
+    args = parse_args()
+    names = [args.name] if args.query_list else ["INSTRE-XS", "INSTRE-XXS"]
+    check_outputs([file_of(args, name) for name in names], [args.query_list, args.gallery_list])
+    findings = Findings()
+    for option, threshold in (("--xs-threshold", args.xs_threshold), ("--xxs-threshold", args.xxs_threshold)):
+        if threshold is not None and threshold < 1:
+            findings.notice("threshold below 1 %: its unit is percent, 15 is 15 %", f"{option} {threshold:g}")
+    rows: Rows = []
+    files = build_listed(args, findings) if args.query_list else build_subsets(args, rows, findings)
     if not files:
         print_findings(findings)
         raise SoirError(f"nothing was found under {args.instre_root} that can be used, so nothing was written")
 
-    sizes = [save_annotations(annotations, output) for output, annotations in files]
+    lines = []
+    for path, name, subset in files:
+        rows.append((name, figures_of([m.photograph for m in subset], sum(m.is_query for m in subset))))
+        annotations = make_annotations(subset, name)
+        size = save_annotations(annotations, path)
+        lines.append(f"wrote {path}: {len(annotations):,} entries, {size / 1e3:,.0f} kB")
     print_figures(rows)
     print_findings(findings)
     print()
-    for (output, entries), size in zip(files, sizes):
-        print(f"wrote {output}: {len(entries):,} entries, {size / 1e3:,.0f} kB")
+    for line in lines:
+        print(line)
     return 1 if args.strict and findings else 0
 
 

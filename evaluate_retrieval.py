@@ -40,7 +40,6 @@ import numpy as np
 from PIL import Image
 
 from soir_common import (
-    SETS,
     SPLITS,
     Annotations,
     Box,
@@ -50,12 +49,14 @@ from soir_common import (
     boxes_of_instance,
     difficulty,
     entry_faults,
+    instances_of,
     is_box,
-    load_annotations,
     masks_of,
+    pixel_box,
     shorten,
 )
 from soir_files import SoirError, check_outputs, open_regular, read_json, write_whole
+from soir_forms import load_any_form, size_finder
 from soir_images import absolute_base, full_path, image_size, is_image_size
 from soir_loading import check_repeats, load_values
 from soir_pictures import (
@@ -297,7 +298,7 @@ def rank_features(path: str, annotations: Annotations, findings: Findings) -> It
     vectors = usable_features(path, annotations, findings)
     queries, gallery = split_roles(annotations)
     length = len(next(iter(vectors.values()), ()))
-    for set_name in SETS:
+    for set_name in dict.fromkeys(entry["set"] for entry in annotations.values()):
         chosen = [i for i, p in enumerate(gallery) if annotations[p]["set"] == set_name and p in vectors]
         asking = [name for name in queries if annotations[name]["set"] == set_name and name in vectors]
         matrix = unit_rows([vectors[gallery[i]] for i in chosen], length)
@@ -364,7 +365,7 @@ def evaluate(annotations: Annotations, rankings: Iterable[Ranking], findings: Fi
     scores = []
     for ranking in rankings:
         entry = annotations[ranking.query]
-        relevant = shows.get((entry["set"], entry["ins"]))
+        relevant = sorted({p for instance in instances_of(entry) for p in shows.get((entry["set"], instance), ())})
         if not relevant:
             findings.notice("query without relevant gallery images, left out", ranking.query)
             continue
@@ -374,7 +375,7 @@ def evaluate(annotations: Annotations, rankings: Iterable[Ranking], findings: Fi
         row.update(score_ranks(hits + 1, len(relevant)))
         if ranking.boxes is not None:
             shown = [annotations[gallery[ranking.positions[hit]]] for hit in hits]
-            ious = [best_iou(other, entry["ins"], ranking.boxes[hit]) for other, hit in zip(shown, hits)]
+            ious = [best_iou(other, instances_of(entry), ranking.boxes[hit]) for other, hit in zip(shown, hits)]
             row["IoU"] = ious[0] if ious else 0.0
             for k in RANKS:
                 row[f"IoU>=0.5@{k}"] = float(any(i >= 0.5 for i, hit in zip(ious, hits) if hit < k))
@@ -383,10 +384,11 @@ def evaluate(annotations: Annotations, rankings: Iterable[Ranking], findings: Fi
     return scores
 
 
-def best_iou(entry: Entry, instance: int, box: Box | None) -> float:
+def best_iou(entry: Entry, instances: list[int], box: Box | None) -> float:
     if box is None:
         return 0.0
-    return max(box_iou(box, other) for other in boxes_of_instance(entry, instance))
+    boxes = [other for instance in instances for other in boxes_of_instance(entry, instance)]
+    return max((box_iou(box, other) for other in boxes if other is not None), default=0.0)
 
 
 def add_groups(scores: list[dict[str, Any]], annotations: Annotations, base_path: str | None) -> None:
@@ -395,9 +397,9 @@ def add_groups(scores: list[dict[str, Any]], annotations: Annotations, base_path
     occurrences = Counter((entry["set"], instance) for entry in gallery.values() for instance in entry["ins"])
     sizes = object_sizes(gallery, base_path)
     for row in scores:
-        instance = row["set"], row["instance"]
-        row["difficulty"] = difficulty(occurrences[instance])
-        size = sizes.get(instance)
+        shown = [(row["set"], instance) for instance in instances_of(annotations[row["path"]])]
+        row["difficulty"] = difficulty(sum(occurrences[instance] for instance in shown))
+        size = next((sizes[instance] for instance in shown if instance in sizes), None)
         row["size"] = "unknown" if size is None else next(name for name, limit in SIZES if size < limit)
 
 
@@ -415,8 +417,8 @@ def object_sizes(gallery: Annotations, base_path: str | None) -> dict[tuple[str,
 def size_of_image(path: str, entry: Entry, base_path: str | None) -> tuple[int, int] | None:
     """(height, width) of an image, from its masks or its header; None if there is neither. Raises SoirError."""
     masks = masks_of(entry)
-    if masks:
-        size: Any = masks[0].get("size") if isinstance(masks[0], dict) else None
+    if masks and isinstance(masks[0], dict):
+        size: Any = masks[0].get("size")
         if not is_image_size(size):
             raise SoirError(f"a mask of {path} has no size: see what verify_dataset.py says of the annotation file")
         return size[0], size[1]
@@ -431,7 +433,7 @@ def summarize(scores: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """Means over all queries and over each group: group -> {"queries", "mAP", "mAP_interval", ...}."""
     groups = {"all": scores}
     for field, values in (
-        ("set", list(SETS)),
+        ("set", list(dict.fromkeys(row["set"] for row in scores))),
         ("split", list(SPLITS)),
         ("difficulty", ["easy", "medium", "hard"]),
         ("size", [name for name, _ in SIZES] + ["unknown"]),
@@ -512,7 +514,9 @@ def draw_worst(
         for rank, position in enumerate(score["top"], start=1):
             path = gallery[position] if position >= 0 else None
             other = annotations[path] if path else None
-            boxes = boxes_of_instance(other, entry["ins"]) if other and other["set"] == entry["set"] else []
+            same_set = other if other and other["set"] == entry["set"] else None
+            shown = instances_of(entry) if same_set else []
+            boxes = [box for instance in shown for box in boxes_of_instance(same_set or {}, instance)]
             label, colour = ("right", GALLERY_COLOUR) if boxes else ("wrong", WRONG_COLOUR)
             tiles.append(make_tile(f"{rank}: {label}", path, boxes, colour, base_path))
         rows.append((title, tiles))
@@ -521,10 +525,11 @@ def draw_worst(
     return lay_out(rows)
 
 
-def make_tile(label: str, path: str | None, boxes: list[Box], colour: tuple[int, int, int], base: str | None) -> Tile:
+def make_tile(label: str, path: str | None, boxes: list[Any], colour: tuple[int, int, int], base: str | None) -> Tile:
     photograph = open_photograph(path, base) if path else None
     if photograph:
-        return Tile(label, draw_tile(photograph, boxes, colour), colour)
+        size = photograph.height, photograph.width
+        return Tile(label, draw_tile(photograph, [pixel_box(box, size) for box in boxes], colour), colour)
     return Tile(f"{label}, cannot be read" if path else label, None, colour)
 
 
@@ -541,7 +546,7 @@ def parse_args() -> argparse.Namespace:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--rankings", metavar="FILE", help="JSON or .pt: query path -> gallery paths, best first")
     source.add_argument("--features", metavar="FILE", help=".pt or .npz: path -> vector, compared by cosine")
-    add("--set", choices=SETS, help="score the queries and the gallery of this set only")
+    add("--set", metavar="NAME", help="score the queries and the gallery of this set only")
     add("--base-path", metavar="DIR", help="folder that relative image paths start at (default: the current folder)")
     add("--report", metavar="FILE", help="write the scores of all groups as JSON")
     add("--per-query", metavar="FILE", help="write the scores of each query as CSV")
@@ -550,12 +555,12 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def load_sound_annotations(path: str, set_name: str | None) -> tuple[Annotations, set[str]]:
+def load_sound_annotations(path: str, set_name: str | None, base_path: str | None) -> tuple[Annotations, set[str]]:
     """Load an annotation file: (the entries of a set, or all; the paths of the others).
 
     Raises SoirError if an entry breaks a rule, or there are no queries or no gallery images.
     """
-    annotations = load_annotations(path)
+    annotations = load_any_form(path, size_finder(base_path))
     for name, entry in annotations.items():
         for check, _ in entry_faults(name, entry):
             place = shorten(name)
@@ -563,7 +568,7 @@ def load_sound_annotations(path: str, set_name: str | None) -> tuple[Annotations
     chosen = {name: entry for name, entry in annotations.items() if set_name in (None, entry["set"])}
     queries, gallery = split_roles(chosen)
     if not queries or not gallery:
-        there = ", ".join(sorted({entry["set"] for entry in annotations.values()})) or "none"
+        there = ", ".join(sorted({shorten(entry["set"]) for entry in annotations.values()})[:20]) or "none"
         what = "gallery images" if queries else "queries"
         raise SoirError(f"{path} has no {what} of the set {set_name or 'of any name'}; its sets: {there}")
     return chosen, annotations.keys() - chosen.keys()
@@ -574,7 +579,7 @@ def main() -> int:
     args = parse_args()
     check_outputs([args.report, args.per_query, args.preview], [args.ann_file, args.rankings or args.features])
     base_path = absolute_base(args.base_path)
-    annotations, others = load_sound_annotations(args.ann_file, args.set)
+    annotations, others = load_sound_annotations(args.ann_file, args.set, base_path)
 
     findings = Findings()
     if args.rankings:

@@ -1,43 +1,71 @@
 """What an entry of an annotation file is: its fields, the sets, and every rule that an entry keeps.
 
 An annotation file is one dict, image path -> entry, in a file of torch's. Entries are made by `query_entry` and
-`gallery_entry`, and judged by `entry_faults`.
+`gallery_entry`, and judged by `entry_faults`. Files of other people have entries of other forms: soir_forms.py brings
+those into this one.
 
     from soir_common import load_annotations, query_entry, save_annotations
 """
 
 from __future__ import annotations
 
-from typing import Any, Dict, Iterator, Tuple, Union
+from collections import Counter
+from typing import Any, Dict, Iterable, Iterator, NamedTuple, Tuple, Union
 
 from soir_files import SoirError
 from soir_loading import check_repeats, load_values, save_values
 
 Number = Union[int, float]
 Box = Tuple[Number, Number, Number, Number]  # (x1, y1, x2, y2) in pixels, half-open: x2 = x1 + width
+EntryBox = Union[Box, None]  # None is the whole image
 Rle = Dict[str, Any]  # COCO RLE {"size": [height, width], "counts": str}
 Entry = Dict[str, Any]
 Annotations = Dict[str, Entry]
 Size = Tuple[int, int]  # (height, width) of an image
 
-# The sets, and which of them have masks: for queries, for gallery images. INSTRE has boxes only.
+
+class SetRules(NamedTuple):
+    """What every entry of a set has."""
+
+    query_masks: bool
+    gallery_masks: bool
+    boxes: bool  # no box is None
+
+
+# The sets that we know, and their rules. INSTRE has no masks, and some of its images no box. A set of any other name is
+# as good: what it has is what its entries show.
 SETS = {
-    "OWID": (True, True),
-    "RoboTools": (True, False),
-    "INSTRE-XS": (False, False),
-    "INSTRE-XXS": (False, False),
+    "OWID": SetRules(query_masks=True, gallery_masks=True, boxes=True),
+    "RoboTools": SetRules(query_masks=True, gallery_masks=False, boxes=True),
+    "INSTRE-XS": SetRules(query_masks=False, gallery_masks=False, boxes=False),
+    "INSTRE-XXS": SetRules(query_masks=False, gallery_masks=False, boxes=False),
 }
+
+# The set of entries that name none, as those of the basic form (see soir_forms.py).
+NO_SET = ""
 
 SPLITS = ("train", "val", "test")
 
-# The published figures (table 1 of the paper, and its text): objects annotated in an image, and object size in % of the
-# image, both mean. Those of VoxDet-SoIR are RoboTools': 9,109 annotations on 1,570 images.
+# The published figures (table 1 of the paper, and its text): objects annotated in an image, objects that a detector
+# finds in it ("#Obj OVD"), and object size in % of the image, all mean. Those of VoxDet-SoIR are RoboTools': 9,109
+# annotations on 1,570 images.
 PUBLISHED: dict[str, dict[str, Any]] = {
-    "RoboTools": {"name": "VoxDet-SoIR", "objects_per_image_mean": 5.8, "object_size_mean": 1.1},
-    "INSTRE-S1": {"name": "INSTRE (S1)", "objects_per_image_mean": 1, "object_size_mean": 21.0},
+    "RoboTools": {
+        "name": "VoxDet-SoIR",
+        "objects_per_image_mean": 5.8,
+        "detected_per_image_mean": 14.7,
+        "object_size_mean": 1.1,
+    },
+    "INSTRE-S1": {
+        "name": "INSTRE (S1)",
+        "objects_per_image_mean": 1,
+        "detected_per_image_mean": 1.8,
+        "object_size_mean": 21.0,
+    },
     "INSTRE-XS": {
         "name": "INSTRE-XS",
         "objects_per_image_mean": 1,
+        "detected_per_image_mean": 1.8,
         "object_size_mean": 6.6,
         "queries": 2428,
         "gallery_images": 2065,
@@ -45,6 +73,7 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     "INSTRE-XXS": {
         "name": "INSTRE-XXS",
         "objects_per_image_mean": 1,
+        "detected_per_image_mean": 1.9,
         "object_size_mean": 2.2,
         "queries": 106,
         "gallery_images": 120,
@@ -66,23 +95,33 @@ LOOSE_IOU = 0.5
 
 
 def query_entry(
-    bbox: Box, mask: Rle | None, ins: int, set_name: str, split: str | None = None, obj_name: str | None = None
+    bbox: EntryBox,
+    mask: Rle | None,
+    ins: int | list[int],
+    set_name: str,
+    split: str | None = None,
+    obj_name: str | None = None,
 ) -> Entry:
     """The entry of a query: one photograph of one object.
 
-    bbox      (x1, y1, x2, y2) in pixels, half-open: x2 = x1 + width
-    mask      COCO RLE {"size": [height, width], "counts": str}; None where the source has no masks
-    ins       the instance, from 0 to 2^63 - 1; it counts within its set only, since ids of OWID and RoboTools collide
-    set_name  one of SETS
+    bbox      (x1, y1, x2, y2) in pixels, half-open: x2 = x1 + width; None is the whole image
+    mask      COCO RLE {"size": [height, width], "counts": str}. Where the source has no masks it is None, and the field
+              is left out: the paper's code takes a missing mask, and trips over one that is None
+    ins       the instance, from 0 to 2^63 - 1; it counts within its set only, since ids of OWID and RoboTools collide.
+              A list where the query shows several, as those of INSTRE-M: relevant is what shows any of them
+    set_name  one of SETS, or any other
     split     one of SPLITS; left out if None
     obj_name  the object's name in the source; left out if None
     """
-    entry = {"bbox": bbox, "mask": mask, "is_query": True, "ins": ins, "set": set_name}
+    entry: Entry = {"bbox": bbox}
+    if mask is not None:
+        entry["mask"] = mask
+    entry.update({"is_query": True, "ins": ins, "set": set_name})
     return _with_optional(entry, split=split, obj_name=obj_name)
 
 
 def gallery_entry(
-    bboxes: list[Box],
+    bboxes: list[EntryBox],
     masks: list[Rle],
     instances: list[int],
     set_name: str,
@@ -110,13 +149,15 @@ def _with_optional(entry: Entry, **fields: Any) -> Entry:
 def entry_faults(path: Any, entry: Any) -> Iterator[tuple[str, str]]:
     """Yield (check, detail) for every rule that an entry breaks; the checks are those of verify_dataset.py.
 
+    entry  in the form of `query_entry` and `gallery_entry`; soir_forms.py brings others into it
     An entry without faults can be relied on: its fields are there, of their types, and of one length; its boxes are
-    finite, of positive size, and not left of or above the image. Its masks may still be anything: see soir_masks.py.
+    None or finite, of positive size, and not left of or above the image. Its masks may still be anything: see
+    soir_masks.py.
     """
     if type(path) is not str or not path or not isinstance(entry, dict):
         yield "entry-type", f"found {type(entry).__name__}"
         return
-    missing = [field for field in ("bbox", "mask", "is_query", "ins", "set") if field not in entry]
+    missing = [field for field in ("bbox", "is_query", "ins", "set") if field not in entry]
     for field in missing:
         yield "field-missing", field
     if missing:
@@ -125,52 +166,59 @@ def entry_faults(path: Any, entry: Any) -> Iterator[tuple[str, str]]:
         yield "field-type", "is_query is not a bool"
     elif type(entry["set"]) is not str:
         yield "field-type", "set is not text"
-    elif entry["set"] not in SETS:
-        yield "set-unknown", entry["set"][:40]
     else:
         if entry.get("split") is not None and entry["split"] not in SPLITS:
             yield "split-unknown", _found(entry["split"])
         if "obj_name" in entry and type(entry["obj_name"]) is not str:
             yield "field-type", "obj_name is not text"
-        yield from _query_faults(entry) if entry["is_query"] else _gallery_faults(entry)
+        rules = SETS.get(entry["set"])
+        yield from _query_faults(entry, rules) if entry["is_query"] else _gallery_faults(entry, rules)
 
 
-def _query_faults(entry: Entry) -> Iterator[tuple[str, str]]:
-    yield from _object_faults([entry["ins"]], [entry["bbox"]])
-    has_masks, _ = SETS[entry["set"]]
-    if has_masks and entry["mask"] is None:
+def _query_faults(entry: Entry, rules: SetRules | None) -> Iterator[tuple[str, str]]:
+    ins = entry["ins"]
+    ids = ins if isinstance(ins, (list, tuple)) else (ins,)
+    if not ids:
+        yield "id-type", "found none"
+    yield from _object_faults(ids, [entry["bbox"]], rules)
+    mask = entry.get("mask")
+    if rules and rules.query_masks and mask is None:
         yield "mask-missing", ""
-    elif not has_masks and entry["mask"] is not None:
+    elif rules and not rules.query_masks and mask is not None:
         yield "mask-unexpected", ""
 
 
-def _gallery_faults(entry: Entry) -> Iterator[tuple[str, str]]:
-    fields = ["bbox", "mask", "ins"] + ["num_ins"] * (entry.get("num_ins") is not None)
-    wrong = [field for field in fields if not isinstance(entry[field], (list, tuple))]
+def _gallery_faults(entry: Entry, rules: SetRules | None) -> Iterator[tuple[str, str]]:
+    boxes, masks, ids, num_ins = entry["bbox"], entry.get("mask", []), entry["ins"], entry.get("num_ins")
+    wrong = [
+        field
+        for field, value in (("bbox", boxes), ("mask", masks), ("ins", ids), ("num_ins", num_ins))
+        if not isinstance(value, (list, tuple)) and not (field == "num_ins" and value is None)
+    ]
     for field in wrong:
         yield "field-type", f"{field} is not a list"
     if wrong:
         return
-    boxes, masks, ids = entry["bbox"], entry["mask"], entry["ins"]
-    _, has_masks = SETS[entry["set"]]
-    if masks and not has_masks:
+    if masks and rules and not rules.gallery_masks:
         yield "mask-unexpected", ""
-    elif has_masks and boxes and not masks:
+    elif rules and rules.gallery_masks and boxes and not masks:
         yield "mask-missing", ""
-    elif len(ids) != len(boxes) or has_masks and len(masks) != len(boxes):
+    elif len(ids) != len(boxes) or masks and len(masks) != len(boxes):
         yield "length-mismatch", f"{len(boxes)} boxes, {len(ids)} ids, {len(masks)} masks"
-    elif "num_ins" in fields and len(entry["num_ins"]) != len(boxes):
-        yield "length-mismatch", f"{len(boxes)} boxes, {len(entry['num_ins'])} num_ins"
-    elif "num_ins" in fields and not all(type(number) is int and number > 0 for number in entry["num_ins"]):
+    elif num_ins is not None and len(num_ins) != len(boxes):
+        yield "length-mismatch", f"{len(boxes)} boxes, {len(num_ins)} num_ins"
+    elif num_ins is not None and not all(type(number) is int and number > 0 for number in num_ins):
         yield "field-type", "num_ins is not a list of positive integers"
-    yield from _object_faults(ids, boxes)
+    yield from _object_faults(ids, boxes, rules)
 
 
-def _object_faults(ids: list[Any], boxes: list[Any]) -> Iterator[tuple[str, str]]:
+def _object_faults(ids: Iterable[Any], boxes: Iterable[Any], rules: SetRules | None) -> Iterator[tuple[str, str]]:
     for number in ids:
         if not is_id(number):
             yield "id-type", _found(number)
     for box in boxes:
+        if box is None and not (rules and rules.boxes):
+            continue
         if not isinstance(box, (tuple, list)) or len(box) != 4 or not all(type(v) in (int, float) for v in box):
             yield "box-malformed", _found(box)
         elif not all(map(is_coordinate, box)):
@@ -185,21 +233,43 @@ def entry_doubts(entry: Entry) -> Iterator[tuple[str, str]]:
     """Yield (check, detail) for what is odd in an entry without faults."""
     boxes = boxes_of(entry)
     for box in boxes:
-        if is_below_pixel(box):
+        if box is not None and is_below_pixel(box):
             yield "box-below-pixel", f"{tuple(box)}"
     if len(boxes) > 1:
         seen = set()
-        for item in zip(entry["ins"], map(tuple, boxes)):
+        for instance, box in zip(entry["ins"], boxes):
+            item = instance, box and tuple(box)
             if item in seen:
-                yield "object-repeated", f"instance {item[0]}, {item[1]}"
+                yield "object-repeated", f"instance {instance}, {item[1] or 'the whole image'}"
             seen.add(item)
+
+
+def set_doubts(annotations: Annotations) -> Iterator[tuple[str, str, str]]:
+    """Yield (check, set, detail) for what is odd in the sets of entries without faults."""
+    with_masks: Counter[tuple[str, bool]] = Counter()  # (set, is_query) -> entries that have masks
+    entries: Counter[tuple[str, bool]] = Counter()
+    for entry in annotations.values():
+        if entry["set"] in SETS:  # whose masks have rules
+            continue
+        part = entry["set"], entry["is_query"]
+        if entry["is_query"] or entry["bbox"]:  # a gallery image without objects shows neither
+            entries[part] += 1
+            with_masks[part] += bool(masks_of(entry))
+    for (name, is_query), number in entries.items():
+        if 0 < with_masks[name, is_query] < number:
+            what = "queries" if is_query else "gallery images"
+            yield "mask-mixed", name, f"{with_masks[name, is_query]:,} of its {number:,} {what} have masks"
+    for name in dict.fromkeys(entry["set"] for entry in annotations.values()):
+        known = next((known for known in SETS if known.lower() == name.lower()), name)
+        if known != name:
+            yield "set-case", name, f"not {known}, whose rules and published figures it does not get"
 
 
 def extent_faults(entry: Entry, size: Size) -> Iterator[tuple[str, str]]:
     """Yield (check, detail) for the boxes of an entry that reach out of their image, whose (height, width) is known."""
     height, width = size
     for box in boxes_of(entry):
-        if box[2] > width + TOLERANCE or box[3] > height + TOLERANCE:
+        if box is not None and (box[2] > width + TOLERANCE or box[3] > height + TOLERANCE):
             yield "box-outside", f"{tuple(box)} in an image of {width} x {height}"
 
 
@@ -235,27 +305,38 @@ def shorten(value: Any) -> str:
 # ------------------------------------------------------------------------------------------------- what an entry shows
 
 
-def boxes_of(entry: Entry) -> list[Box]:
-    """The boxes of an entry, one per object."""
+def boxes_of(entry: Entry) -> list[EntryBox]:
+    """The boxes of an entry: one per object of a gallery image, the one of a query. None is the whole image."""
     return [entry["bbox"]] if entry["is_query"] else entry["bbox"]
 
 
 def instances_of(entry: Entry) -> list[int]:
-    """The instances of an entry, one per object."""
-    return [entry["ins"]] if entry["is_query"] else entry["ins"]
+    """The instances of an entry: one per object of a gallery image; those that a query shows, nearly always one.
+
+    Relevant to a query are the gallery images of its set that show any of its instances.
+    """
+    ins = entry["ins"]
+    return list(ins) if isinstance(ins, (list, tuple)) else [ins]
 
 
 def masks_of(entry: Entry) -> list[Any]:
     """The masks of an entry: one per object, or none."""
+    mask = entry.get("mask")
     if entry["is_query"]:
-        return [] if entry["mask"] is None else [entry["mask"]]
-    masks: list[Any] = entry["mask"]
-    return masks
+        return [] if mask is None else [mask]
+    return mask or []
 
 
-def boxes_of_instance(entry: Entry, instance: int) -> list[Box]:
-    """Those boxes of an entry that show an instance."""
-    return [box for box, number in zip(boxes_of(entry), instances_of(entry)) if number == instance]
+def boxes_of_instance(entry: Entry, instance: int) -> list[EntryBox]:
+    """Those boxes of an entry that show an instance; that of a query shows all of its instances."""
+    if entry["is_query"]:
+        return boxes_of(entry) if instance in instances_of(entry) else []
+    return [box for box, number in zip(entry["bbox"], entry["ins"]) if number == instance]
+
+
+def pixel_box(box: EntryBox, size: Size) -> Box:
+    """The box of an entry, in pixels of its image of (height, width), also where it is None: the whole image."""
+    return (0, 0, size[1], size[0]) if box is None else box
 
 
 def xyxy_of(box_xywh: Any) -> Box | None:
@@ -307,9 +388,9 @@ def doubt_of_mask(mask_box: Box, box: Box) -> str:
     return "loose" if box_iou(mask_box, box) < LOOSE_IOU else ""
 
 
-def box_share(box: Box, size: Size) -> float:
+def box_share(box: EntryBox, size: Size) -> float:
     """The size of an object: the share of its image, of (height, width), that its box covers, in %."""
-    return 100 * box_area(box) / (size[0] * size[1])
+    return 100 * box_area(pixel_box(box, size)) / (size[0] * size[1])
 
 
 def difficulty(occurrences: int) -> str:

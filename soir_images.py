@@ -42,7 +42,8 @@ def image_names(folder: str) -> list[str]:
 
 def natural_key(name: str) -> tuple[list[Any], str]:
     """Sort key by which 2 comes before 10."""
-    parts: list[Any] = re.split("([0-9]+)", name)
+    # At most 18 digits at a time: Python refuses to make numbers of thousands of digits.
+    parts: list[Any] = re.split("([0-9]{1,18})", name)
     parts[1::2] = map(int, parts[1::2])
     return parts, name
 

@@ -9,12 +9,13 @@ background; as a list, or compressed to text. The format: https://github.com/coc
 from __future__ import annotations
 
 import array
+import math
 from typing import Any, Iterable, Iterator, NamedTuple, Tuple
 
 import numpy as np
 import pycocotools.mask as coco_mask
 
-from soir_common import Rle, is_coordinate
+from soir_common import EntryBox, Rle, doubt_of_mask, is_coordinate
 from soir_images import is_image_size
 
 MaskBox = Tuple[int, int, int, int]  # (x1, y1, x2, y2), half-open
@@ -142,6 +143,66 @@ def draw_polygons(polygons: list[Any], size: tuple[int, int]) -> Rle:
     return {"size": [height, width], "counts": rle["counts"].decode("ascii")}
 
 
+def is_polygons(mask: Any) -> bool:
+    """Whether a mask of an annotation file is polygons, [[x1, y1, x2, ...], ...], valid or not."""
+    return isinstance(mask, (list, tuple)) and bool(mask) and all(map(_is_row_of_numbers, mask))
+
+
+def _is_row_of_numbers(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) and bool(value) and type(value[0]) in (int, float)
+
+
+def polygons_size(polygons: Any) -> tuple[int, int]:
+    """The smallest (height, width) of an image in which no polygon is cut off. Raises ValueError."""
+    if not all(is_coordinate(value) for polygon in polygons for value in polygon):
+        raise ValueError("a polygon is not made of numbers")
+    sides = [max((v for polygon in polygons for v in polygon[start::2]), default=0) for start in (1, 0)]
+    height, width = (max(1, math.ceil(side)) for side in sides)
+    if not is_image_size((height, width)):
+        raise ValueError("a polygon is larger than any image")
+    return height, width
+
+
+# ---------------------------------------------------------------------------- lists of run lengths, as files have them
+
+
+def runs_of_list(mask: Any) -> np.ndarray | None:
+    """The run lengths, int64 [N], of a mask whose counts are a list; None if they are no valid ones.
+
+    mask  what stands for a mask in an annotation file, which may be anything. With "transpose": False, as the authors'
+          script wrote it, its runs are row-major; otherwise column-major, as COCO's.
+    """
+    if not isinstance(mask, dict) or not isinstance(mask.get("counts"), list) or not is_image_size(mask.get("size")):
+        return None
+    counts = mask["counts"]
+    if not counts or not all(type(run) is int and run >= 0 for run in counts):
+        return None
+    return np.array(counts, dtype=np.int64) if sum(counts) == mask["size"][0] * mask["size"][1] else None
+
+
+def box_of_runs(runs: np.ndarray, size: tuple[int, int], is_row_major: bool) -> MaskBox | None:
+    """Half-open box of a mask of (height, width) from its valid run lengths; None if it is empty."""
+    foreground = np.arange(runs.size) % 2 == 1
+    if not runs[foreground].any():
+        return None
+    lines = np.array([size[1] if is_row_major else size[0]])  # row-major ones are column-major ones of the turned image
+    left, top, right, bottom = _boxes_of_runs(runs, np.zeros(runs.size, dtype=np.int64), foreground, lines)[0].tolist()
+    return (top, left, bottom, right) if is_row_major else (left, top, right, bottom)
+
+
+def compress_list(runs: np.ndarray, size: tuple[int, int], is_row_major: bool) -> Rle:
+    """Valid run lengths of a mask of (height, width) -> compressed RLE. Raises ValueError for noise."""
+    box = box_of_runs(runs, size, is_row_major)
+    if box is None or not is_row_major:
+        return compress_runs(runs.astype(np.uint32), size)
+    # Only the rectangle that is not empty is decoded, a tenth of a photograph or less.
+    left, top, right, bottom = box
+    edges = np.clip(np.cumsum(runs), top * size[1], bottom * size[1]) - top * size[1]
+    flat = np.repeat(np.arange(runs.size) % 2 == 1, np.diff(edges, prepend=0))
+    encoded = encode_mask(flat.reshape(bottom - top, size[1])[:, left:right], (top, left), size)
+    return encoded[0] if encoded else compress_runs(runs.astype(np.uint32), size)
+
+
 # ------------------------------------------------------------------------------------------------ valid, box and pixels
 
 
@@ -151,8 +212,7 @@ class MaskReading(NamedTuple):
     fault: str | None  # the check of verify_dataset.py that it fails
     detail: str = ""
     size: tuple[int, int] | None = None  # (height, width), where an image can have it
-    box: MaskBox | None = None  # of its foreground
-    form: str = "compressed"  # or "list"; "row-major" is a list as the authors' script wrote it
+    box: MaskBox | None = None  # of its foreground; None if it has none, or a fault
 
 
 def examine_masks(masks: Iterable[Any]) -> Iterator[MaskReading]:
@@ -172,7 +232,7 @@ def examine_masks(masks: Iterable[Any]) -> Iterator[MaskReading]:
 
 def _examine_chunk(masks: list[Any]) -> list[MaskReading]:
     readings = [_examine_form(mask) for mask in masks]
-    chosen = [index for index, reading in enumerate(readings) if reading.form == "compressed" and not reading.fault]
+    chosen = [index for index, reading in enumerate(readings) if not reading.fault and not reading.box]
     if chosen:
         strings = [_as_bytes(masks[index]["counts"]) for index in chosen]
         sizes = np.array([masks[index]["size"] for index in chosen], dtype=np.int64)
@@ -182,24 +242,36 @@ def _examine_chunk(masks: list[Any]) -> list[MaskReading]:
 
 
 def _examine_form(mask: Any) -> MaskReading:
-    """All that is cheap to find out about a mask: its size, and its form; of a list of run lengths, all there is."""
+    """All that is cheap to find out about a mask. One without a fault has a box only if nothing is left to find out."""
     if not isinstance(mask, dict) or not is_image_size(mask.get("size")):
+        if is_polygons(mask):
+            return _examine_polygons(mask)
         return MaskReading("mask-malformed", "size is not [height, width] of an image")
     (height, width), counts = mask["size"], mask.get("counts")
     size = height, width
-    if isinstance(counts, list):
-        form = "row-major" if mask.get("transpose") is False else "list"
+    if isinstance(counts, list):  # soir_forms.py compresses the valid ones
         if not counts or not all(type(run) is int and run >= 0 for run in counts):
-            return MaskReading("mask-malformed", "counts are no run lengths", size, None, form)
+            return MaskReading("mask-malformed", "counts are no run lengths", size)
         if sum(counts) != height * width:
-            return MaskReading("mask-fill", "", size, None, form)
-        box = list_mask_box(mask)
-        return MaskReading(None if box else "mask-empty", "", size, box, form)
+            return MaskReading("mask-fill", "", size)
+        return MaskReading("mask-malformed", "counts is a list, not compressed", size)
     if not isinstance(counts, bytes) and not (isinstance(counts, str) and counts.isascii()):
         return MaskReading("mask-malformed", "counts is no RLE", size)
     if len(counts) > MAX_COUNTS:
         return MaskReading("mask-malformed", f"counts is far too long, {len(counts):,} characters", size)
     return MaskReading(None, "", size)
+
+
+def _examine_polygons(polygons: Any) -> MaskReading:
+    """Polygons that are left are of an image whose size is not known: they are looked at without one."""
+    try:
+        rle = draw_polygons([list(polygon) for polygon in polygons], polygons_size(polygons))
+    except ValueError as error:
+        return MaskReading("mask-malformed", str(error))
+    x, y, width, height = map(int, coco_mask.toBbox(rle))
+    if not width:
+        return MaskReading("mask-empty")
+    return MaskReading(None, "", None, (x, y, x + width, y + height))
 
 
 def _as_bytes(counts: str | bytes) -> bytes:
@@ -265,33 +337,33 @@ def _boxes_of_runs(runs: np.ndarray, owner: np.ndarray, foreground: np.ndarray, 
     return boxes
 
 
-def list_mask_box(mask: Rle, inverted: bool = False) -> MaskBox | None:
-    """Half-open box of a mask that is a list of run lengths; None if it is empty.
+def mask_faults(reading: MaskReading, box: EntryBox, is_query: bool) -> Iterator[tuple[str, str]]:
+    """Yield (check, detail) for what is wrong with the mask of an object, or with its box beside the mask.
 
-    inverted  with background and foreground exchanged
+    All of it is an error but "gallery-box-loose": a box of all of an object that is half hidden may well be large.
     """
-    (height, width), counts = mask["size"], mask["counts"]
-    runs = np.array([0, *counts] if inverted else counts, dtype=np.int64)
-    foreground = np.arange(runs.size) % 2 == 1
-    if not runs[foreground].any():
-        return None
-    row_major = mask.get("transpose") is False  # it is a column-major one of the turned image
-    lines = np.array([width if row_major else height])
-    left, top, right, bottom = _boxes_of_runs(runs, np.zeros(runs.size, dtype=np.int64), foreground, lines)[0].tolist()
-    return (top, left, bottom, right) if row_major else (left, top, right, bottom)
+    if reading.fault:
+        yield reading.fault, reading.detail
+    elif reading.box is None or box is None:
+        return
+    elif is_query:
+        if tuple(box) != reading.box:
+            yield "query-box", f"{tuple(box)}, its mask's is {reading.box}"
+    else:
+        doubt = doubt_of_mask(reading.box, box)
+        if doubt:
+            check = "gallery-box" if doubt == "reaching" else "gallery-box-loose"
+            yield check, f"{tuple(box)}, its mask's is {reading.box}"
 
 
 def decode_mask(mask: Any) -> np.ndarray:
-    """A mask of an annotation file -> bool [height, width]. Raises ValueError if it is not valid."""
+    """A compressed mask of an annotation file -> bool [height, width]. Raises ValueError if it is not valid."""
     (reading,) = examine_masks([mask])
-    if reading.fault and reading.fault != "mask-empty":
+    if reading.fault and reading.fault != "mask-empty" or not isinstance(mask, dict):
         raise ValueError(f"{reading.fault} {reading.detail}".strip())
-    (height, width), counts = mask["size"], mask["counts"]
-    runs = counts if isinstance(counts, list) else decode_counts([_as_bytes(counts)])[0]
-    flat = np.repeat(np.arange(len(runs)) % 2 == 1, runs)
-    if reading.form == "row-major":
-        return flat.reshape(height, width)
-    return flat.reshape(width, height).T.copy()
+    height, width = mask["size"]
+    runs = decode_counts([_as_bytes(mask["counts"])])[0]
+    return np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(width, height).T.copy()
 
 
 def decode_counts(strings: list[bytes]) -> tuple[np.ndarray, np.ndarray]:

@@ -4,22 +4,36 @@ In   an annotation file (anns.pt), one's own or a stranger's: nothing in it is r
 Out  a report on the terminal; with --verbose or --report also as JSON; with --preview a picture
 
     python verify_dataset.py --ann-file anns.pt --base-path /path/to/VoxDet --preview preview.png
+    python verify_dataset.py --ann-file anns.pt --detections captions.pt
+
+The file may be in any form that soir_forms.py knows; what is not in the current one is a warning.
 
 Exit status: 0 fine, 1 the file has errors (with --strict: or warnings), 2 it could not be checked.
 """
 
 from __future__ import annotations
 
-from soir_console import exit_status, make_parser, png_name, positive, print_table, printable, progress_bar
+from soir_console import Findings as DetectionFindings
+from soir_console import (
+    exit_status,
+    make_parser,
+    png_name,
+    positive,
+    print_findings,
+    print_table,
+    printable,
+    progress_bar,
+)
 
 import argparse
 import gc
 import json
+import math
 import os
 import random
 import sys
 from collections import Counter, defaultdict
-from typing import Any, Iterable, Iterator, NamedTuple
+from typing import Any, Iterable, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -28,24 +42,27 @@ from soir_common import (
     PUBLISHED,
     SETS,
     Annotations,
-    Box,
     Entry,
+    EntryBox,
     Size,
     box_share,
     boxes_of,
     boxes_of_instance,
     difficulty,
-    doubt_of_mask,
     entry_doubts,
     entry_faults,
     extent_faults,
-    load_annotations,
+    instances_of,
     masks_of,
+    pixel_box,
+    set_doubts,
     shorten,
 )
+from soir_detections import Detections, detection_figures, read_detections
 from soir_files import SoirError, check_outputs, find_root, whole_file
+from soir_forms import FORM_CHECKS, load_any_form, size_finder
 from soir_images import absolute_base, full_path, image_size
-from soir_masks import MaskReading, decode_mask, examine_masks, list_mask_box
+from soir_masks import decode_mask, examine_masks, mask_faults
 from soir_pictures import (
     GALLERY_COLOUR,
     QUERY_COLOUR,
@@ -67,7 +84,6 @@ CHECKS = {
     "entry-type": ("error", "the entry is no dict, or its key is no path"),
     "field-missing": ("error", "a field is missing"),
     "field-type": ("error", "a field is of the wrong type"),
-    "set-unknown": ("error", "the set is not a known one"),
     "split-unknown": ("error", "the split is none of train, val, test"),
     "id-type": ("error", "an instance id is no integer from 0 to 2^63 - 1"),
     "length-mismatch": ("error", "there is not one box, one id and one mask per object"),
@@ -83,13 +99,9 @@ CHECKS = {
     "mask-size": ("error", "the masks of an image differ in size"),
     "query-box": ("error", "the box of a query is not the box of its mask"),
     "gallery-box": ("error", "the mask of an object reaches out of its box"),
-    "mask-list": ("warning", "a mask is a list of run lengths, which pycocotools cannot decode"),
-    "mask-row-major": ("warning", "a mask is row-major, as the authors' script wrote it: pycocotools cannot decode it"),
-    "mask-inverted": ("warning", "a row-major mask lacks its leading 0: read as it stands, it is inverted"),
-    "query-box-inclusive": (
-        "warning",
-        "the box of a query with a row-major mask ends in its last pixel, not behind it",
-    ),
+    **{check: ("warning", text) for check, text in FORM_CHECKS.items()},
+    "mask-mixed": ("warning", "some queries, or some gallery images, of a set have masks and others have none"),
+    "set-case": ("warning", "the name of a set differs from that of a known one in upper and lower case only"),
     "gallery-box-loose": ("warning", "the box of an object is far larger than its mask: a box of all of the object?"),
     "object-repeated": ("warning", "an image has the same instance with the same box twice"),
     "box-below-pixel": ("warning", "a box is less than a pixel wide or high: shares of the image, not pixels?"),
@@ -97,6 +109,9 @@ CHECKS = {
     "instance-unqueried": ("warning", "an instance of the gallery has no query"),
     "set-one-sided": ("warning", "the set has queries only, or gallery images only"),
 }
+
+# Sets that the table and the preview show; a hostile file can have as many as entries.
+MAX_SETS = 12
 
 # Issues that are listed, some 600 MB of them; all are counted. A hostile file can have billions.
 MAX_ISSUES = 1_000_000
@@ -154,7 +169,7 @@ class Object(NamedTuple):
 
     path: str
     is_query: bool
-    box: Box
+    box: EntryBox
     mask: Any
 
 
@@ -175,33 +190,10 @@ def check_masks(entries: Annotations, sample: int | None, findings: Findings) ->
             h, w = reading.size
             findings.add("mask-size", item.path, f"{w} x {h} and {size[1]} x {size[0]}")
             sizes[item.path] = None
-        for check, detail in mask_faults(item, reading):
-            findings.add(check, item.path, detail)
+        if reading.box is None or reading.box != item.box:  # nothing is wrong with most masks, and this is fast
+            for check, detail in mask_faults(reading, item.box, item.is_query):
+                findings.add(check, item.path, detail)
     return {path: size for path, size in sizes.items() if size is not None}
-
-
-def mask_faults(item: Object, reading: MaskReading) -> Iterator[tuple[str, str]]:
-    """Yield (check, detail) of what is wrong with the mask of an object, or with its box beside the mask."""
-    x1, y1, x2, y2 = item.box
-    box, mask_box, fault = (x1, y1, x2, y2), reading.box, reading.fault
-    if reading.form != "compressed" and fault in (None, "mask-empty"):
-        yield "mask-row-major" if reading.form == "row-major" else "mask-list", ""
-        inclusive = (x1, y1, x2 + 1, y2 + 1)
-        if reading.form == "row-major" and mask_box != box:
-            inverted = list_mask_box(item.mask, inverted=True)
-            if inverted in (box, inclusive):
-                yield "mask-inverted", ""
-                mask_box, fault = inverted, None
-            if item.is_query and mask_box == inclusive:
-                yield "query-box-inclusive", ""
-                return
-    if fault:
-        yield fault, reading.detail
-    elif item.is_query and box != mask_box:
-        yield "query-box", f"{box}, its mask's is {mask_box}"
-    elif mask_box and not item.is_query and doubt_of_mask(mask_box, box):
-        check = "gallery-box" if doubt_of_mask(mask_box, box) == "reaching" else "gallery-box-loose"
-        yield check, f"{box}, its mask's is {mask_box}"
 
 
 def check_paths(
@@ -244,23 +236,34 @@ def check_retrieval(entries: Annotations, findings: Findings) -> None:
     for name, (queries, gallery) in by_set(entries).items():
         if queries and gallery:
             shown = {instance for entry in gallery.values() for instance in entry["ins"]}
-            queried = {entry["ins"] for entry in queries.values()}
+            queried = {instance for entry in queries.values() for instance in instances_of(entry)}
             for path, entry in queries.items():
-                if entry["ins"] not in shown:
-                    findings.add("query-unanswered", path, f"instance {entry['ins']}")
+                if shown.isdisjoint(instances_of(entry)):
+                    findings.add("query-unanswered", path, f"instance {', '.join(map(str, instances_of(entry)))}")
             for instance in sorted(shown - queried):
-                findings.add("instance-unqueried", f"{name} instance {instance}")
+                findings.add("instance-unqueried", f"{label_of(name)} instance {instance}")
         else:
-            findings.add("set-one-sided", name, "queries only" if queries else "gallery images only")
+            findings.add("set-one-sided", label_of(name), "queries only" if queries else "gallery images only")
+
+
+def check_sets(entries: Annotations, findings: Findings) -> None:
+    """Check that the sets are alike in themselves, and named as they should be."""
+    for check, name, detail in set_doubts(entries):
+        findings.add(check, label_of(name), detail)
 
 
 def by_set(entries: Annotations) -> dict[str, tuple[Annotations, Annotations]]:
-    """Set -> (queries, gallery images), in the order of SETS."""
+    """Set -> (queries, gallery images): those of SETS in their order, then the others as they come."""
     sets: dict[str, tuple[Annotations, Annotations]] = {name: ({}, {}) for name in SETS}
     for path, entry in entries.items():
-        queries, gallery = sets[entry["set"]]
+        queries, gallery = sets.setdefault(entry["set"], ({}, {}))
         (queries if entry["is_query"] else gallery)[path] = entry
     return {name: parts for name, parts in sets.items() if any(parts)}
+
+
+def label_of(set_name: str) -> str:
+    """A set as the report names it."""
+    return printable(shorten(set_name)) or "(no set)"
 
 
 # ---------------------------------------------------------------------------------------------------------- statistics
@@ -273,6 +276,9 @@ ROWS = [
     ("annotated objects", "objects", ","),
     ("  per image, mean", "objects_per_image_mean", ".1f"),
     ("  per image, most", "objects_per_image_max", ","),
+    ("detected objects per image, mean", "detected_per_image_mean", ".1f"),
+    ("annotated boxes that a detection covers", "boxes_covered", ","),
+    ("  % of them", "boxes_covered_share", ".1f"),
     ("object size, mean (% of image)", "object_size_mean", ".1f"),
     ("  median", "object_size_median", ".1f"),
     ("  below 2 % of the image (% of objects)", "object_size_below_2", ".1f"),
@@ -286,10 +292,13 @@ ROWS = [
 ]
 
 
-def statistics(entries: Annotations, sizes: dict[str, Size]) -> dict[str, dict[str, Any]]:
+def statistics(
+    entries: Annotations, sizes: dict[str, Size], detections: Detections | None
+) -> dict[str, dict[str, Any]]:
     """What is in each set: set -> figure -> value, None for what cannot be known.
 
-    sizes  (height, width) of the images, as far as they are known from masks or image headers
+    sizes       (height, width) of the images, as far as they are known from masks or image headers
+    detections  image path -> the boxes that a detector found; None if no file of them was given
     """
     figures = {}
     for name, (queries, gallery) in by_set(entries).items():
@@ -298,6 +307,7 @@ def statistics(entries: Annotations, sizes: dict[str, Size]) -> dict[str, dict[s
             "queries": len(queries),
             "gallery_images": len(gallery),
             **object_figures(gallery, sizes),
+            **({} if detections is None else detection_figures(gallery, sizes, detections)),
             **instance_figures(queries, gallery),
             "splits": dict(sorted(splits.items())),
         }
@@ -307,7 +317,12 @@ def statistics(entries: Annotations, sizes: dict[str, Size]) -> dict[str, dict[s
 def object_figures(gallery: Annotations, sizes: dict[str, Size]) -> dict[str, Any]:
     """How many objects the gallery images show, and of what size."""
     objects = [len(entry["bbox"]) for entry in gallery.values()]
-    shares = [box_share(box, sizes[path]) for path, entry in gallery.items() if path in sizes for box in entry["bbox"]]
+    shares = [
+        100.0 if box is None else box_share(box, sizes[path])
+        for path, entry in gallery.items()
+        for box in entry["bbox"]
+        if box is None or path in sizes
+    ]
     return {
         "objects": sum(objects),
         "objects_per_image_mean": mean(objects),
@@ -321,11 +336,10 @@ def object_figures(gallery: Annotations, sizes: dict[str, Size]) -> dict[str, An
 def instance_figures(queries: Annotations, gallery: Annotations) -> dict[str, Any]:
     """How often the instances are shown, and how many images answer a query."""
     occurrences = Counter(instance for entry in gallery.values() for instance in entry["ins"])
-    images = Counter(instance for entry in gallery.values() for instance in set(entry["ins"]))
     classes = Counter(map(difficulty, occurrences.values()))
-    relevant = [images[entry["ins"]] for entry in queries.values()]
+    relevant = relevant_images(queries, gallery)
     return {
-        "instances": len(occurrences.keys() | {entry["ins"] for entry in queries.values()}),
+        "instances": len(occurrences.keys() | {i for entry in queries.values() for i in instances_of(entry)}),
         "instances_easy": classes["easy"],
         "instances_medium": classes["medium"],
         "instances_hard": classes["hard"],
@@ -334,6 +348,18 @@ def instance_figures(queries: Annotations, gallery: Annotations) -> dict[str, An
         "relevant_per_query_max": max(relevant, default=None),
         "queries_unanswered": sum(number == 0 for number in relevant),
     }
+
+
+def relevant_images(queries: Annotations, gallery: Annotations) -> list[int]:
+    """How many gallery images answer each query: those that show any of its instances."""
+    images = Counter(instance for entry in gallery.values() for instance in set(entry["ins"]))
+    if not any(isinstance(entry["ins"], (list, tuple)) for entry in queries.values()):
+        return [images[entry["ins"]] for entry in queries.values()]
+    paths: defaultdict[int, set[str]] = defaultdict(set)
+    for path, entry in gallery.items():
+        for instance in entry["ins"]:
+            paths[instance].add(path)
+    return [len(set().union(*(paths.get(i, ()) for i in instances_of(entry)))) for entry in queries.values()]
 
 
 def mean(values: list[Any]) -> float | None:
@@ -346,18 +372,26 @@ def mean(values: list[Any]) -> float | None:
 def print_statistics(figures: dict[str, dict[str, Any]]) -> None:
     """Print one column per set and, beside a set that was published, the published figures."""
     columns = []
-    for name, values in figures.items():
-        columns.append((name, values))
+    shown = dict(list(figures.items())[:MAX_SETS])
+    for name, values in shown.items():
+        columns.append((label_of(name), values))
         if name in PUBLISHED:
             columns.append((f"{PUBLISHED[name]['name']} (published)", PUBLISHED[name]))
     table = [["", *(title for title, _ in columns)]]
     for label, figure, style in ROWS:
+        if not any(figure in values for values in shown.values()):
+            continue  # of detections, where none are given
         cells = [values.get(figure, "") for _, values in columns]
         table.append([label, *("-" if c is None else c if c == "" else format(c, style) for c in cells)])
     print_table(table)
-    for name, values in figures.items():
+    if len(figures) > MAX_SETS:
+        print(f"and {len(figures) - MAX_SETS:,} more sets, which --report has")
+    for name, values in shown.items():
         if values["splits"]:
-            print(f"splits of {name}: " + ", ".join(f"{split} {count:,}" for split, count in values["splits"].items()))
+            print(
+                f"splits of {label_of(name)}: "
+                + ", ".join(f"{split} {count:,}" for split, count in values["splits"].items())
+            )
 
 
 def print_issues(findings: Findings, verbose: bool) -> None:
@@ -411,10 +445,11 @@ def draw_preview(entries: Annotations, base_path: str | None, count: int) -> Ima
     each with a zoom. None if no instance has both.
     """
     rows = []
-    for name, (queries, gallery) in by_set(entries).items():
+    for name, (queries, gallery) in list(by_set(entries).items())[:MAX_SETS]:
         query_paths, gallery_paths = defaultdict(list), defaultdict(list)
         for path, entry in queries.items():
-            query_paths[entry["ins"]].append(path)
+            for instance in instances_of(entry):
+                query_paths[instance].append(path)
         for path, entry in gallery.items():
             for instance in set(entry["ins"]):
                 gallery_paths[instance].append(path)
@@ -425,7 +460,7 @@ def draw_preview(entries: Annotations, base_path: str | None, count: int) -> Ima
             tiles = [query_tile(query, queries[query], base_path)]
             for path in rng.sample(gallery_paths[instance], min(2, len(gallery_paths[instance]))):
                 tiles += gallery_tiles(path, gallery[path], instance, base_path)
-            rows.append((f"{name}, instance {instance}", tiles))
+            rows.append((f"{label_of(name)}, instance {instance}", tiles))
     return lay_out(rows) if rows else None
 
 
@@ -434,10 +469,11 @@ def query_tile(path: str, entry: Entry, base_path: str | None) -> Tile:
     if photograph is None:
         return Tile(f"query {path[-40:]}: cannot be read", None)
     try:
-        mask = None if entry["mask"] is None else decode_mask(entry["mask"])
+        mask = decode_mask(entry["mask"]) if "mask" in entry else None
     except ValueError:  # --sample-masks may have left it out
         return Tile(f"query ...{path[-25:]}: the mask is faulty", None)
-    return Tile(f"query ...{path[-38:]}", draw_tile(photograph, [entry["bbox"]], QUERY_COLOUR, mask))
+    box = pixel_box(entry["bbox"], (photograph.height, photograph.width))
+    return Tile(f"query ...{path[-38:]}", draw_tile(photograph, [box], QUERY_COLOUR, mask))
 
 
 def gallery_tiles(path: str, entry: Entry, instance: int, base_path: str | None) -> list[Tile]:
@@ -445,9 +481,10 @@ def gallery_tiles(path: str, entry: Entry, instance: int, base_path: str | None)
     photograph = open_photograph(path, base_path)
     if photograph is None:
         return [Tile(f"gallery ...{path[-30:]}: cannot be read", None)]
-    boxes = boxes_of_instance(entry, instance)
+    size = photograph.height, photograph.width
+    boxes = [pixel_box(box, size) for box in boxes_of_instance(entry, instance)]
     zoom, zoom_box = zoom_on(photograph, boxes[0])
-    share = box_share(boxes[0], (photograph.height, photograph.width))
+    share = box_share(boxes[0], size)
     return [
         Tile(f"gallery ...{path[-36:]}", draw_tile(photograph, boxes, GALLERY_COLOUR)),
         Tile(f"zoom, {share:.1f} % of the image", draw_tile(zoom, [zoom_box], GALLERY_COLOUR)),
@@ -478,6 +515,8 @@ def parse_args() -> argparse.Namespace:
     add("--report", metavar="FILE", help="write the JSON report there")
     add("--skip-paths", action="store_true", help="do not look for the images")
     add("--sample-masks", type=positive, metavar="N", help="check N masks only, for a quick look")
+    add("--detections", metavar="FILE", help="objects that a detector found: captions.pt, or COCO results as .json")
+    add("--min-score", type=score, default=0.2, metavar="S", help="score from which a detection counts (default: 0.2)")
     add("--strict", action="store_true", help="exit with 1 on warnings too")
     add("--preview", type=png_name, metavar="FILE.png", help="draw some queries and gallery images, masks and boxes")
     add("--preview-count", type=positive, default=3, metavar="N", help="instances of each set in it (default: 3)")
@@ -487,17 +526,26 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
+def score(text: str) -> float:
+    """A type for argparse: a finite number."""
+    value = float(text)
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"expected a finite number, found {text}")
+    return value
+
+
 @exit_status()
 def main() -> int:
     args = parse_args()
-    check_outputs([args.report, args.preview], [args.ann_file])
+    check_outputs([args.report, args.preview], [args.ann_file, args.detections])
     base_path = absolute_base(args.base_path)
-    annotations = load_annotations(args.ann_file)
+    findings = Findings()
+    find_size = (lambda path: None) if args.skip_paths else size_finder(base_path)
+    annotations = load_any_form(args.ann_file, find_size, findings.add)
     if not annotations:
         raise SoirError(f"{args.ann_file} holds no entries, so there is nothing to check")
 
     gc.freeze()  # the entries are here to stay: without this, the collector looks at all of them time and again
-    findings = Findings()
     entries = check_entries(annotations, findings)
     sizes = check_masks(entries, args.sample_masks, findings)
     if not args.skip_paths:
@@ -505,12 +553,16 @@ def main() -> int:
     for path, size in sizes.items():
         for check, detail in extent_faults(entries[path], size) if path in entries else ():
             findings.add(check, path, detail)
+    check_sets(entries, findings)
     if len(entries) == len(annotations):  # what is broken would make queries look unanswered
         check_retrieval(entries, findings)
-    figures = statistics(entries, sizes)
+    doubts, detections = DetectionFindings(), None
+    if args.detections:
+        detections = read_detections(args.detections, annotations, args.min_score, doubts)
+    figures = statistics(entries, sizes, detections)
 
     errors, warnings = findings.count("error"), findings.count("warning")
-    passed = not errors and not (args.strict and warnings)
+    passed = not errors and not (args.strict and (warnings or doubts))
     picture = None
     if args.report:
         write_report(args.report, make_report(args.ann_file, passed, findings, figures))
@@ -523,6 +575,7 @@ def main() -> int:
     if figures:
         print_statistics(figures)
     print_issues(findings, args.verbose)
+    print_findings(doubts, skipped="skipped of the detections", noticed="noticed of the detections")
     if findings.counts["path-missing"] == len(annotations):
         print(f"\nNone of the images is there: {hint_at_base(list(annotations), base_path)}.")
     if args.preview and not picture:

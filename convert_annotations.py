@@ -1,0 +1,409 @@
+"""Convert an annotation file: from any form to the current one, to a part of it, to other paths, or to COCO.
+
+In   an annotation file (anns.pt) of any form that soir_forms.py knows, one's own or a stranger's: nothing in it is run
+Out  with --output-file an annotation file in the current form, which verify_dataset.py passes; with --coco a COCO file
+
+    python convert_annotations.py --ann-file old.pt --output-file anns.pt
+    python convert_annotations.py --ann-file anns.pt --output-file val.pt --set OWID --split val --instances 5 17
+    python convert_annotations.py --ann-file anns.pt --output-file here.pt --replace-prefix /data/VoxDet sample/VoxDet
+    python convert_annotations.py --ann-file anns.pt --coco gallery.json --base-path sample/VoxDet
+
+What is wrong in any form, as verify_dataset.py would say, is skipped and counted: an object of a gallery image if it is
+its mask that is wrong, otherwise the entry. So are queries with an empty mask, as create_dataset.py skips them.
+
+Exit status: 0 fine, 1 something was skipped or noticed and --strict was given, 2 the run could not be done.
+"""
+
+from __future__ import annotations
+
+from soir_console import (
+    Findings,
+    exit_status,
+    make_parser,
+    positive,
+    print_findings,
+    print_table,
+    printable,
+    progress_bar,
+)
+
+import argparse
+import json
+import os
+import sys
+from collections import Counter, defaultdict
+from typing import Any, Iterator, NamedTuple
+
+import pycocotools.mask as coco_mask
+
+from soir_common import (
+    SPLITS,
+    Annotations,
+    Entry,
+    EntryBox,
+    Rle,
+    Size,
+    box_area,
+    boxes_of,
+    entry_faults,
+    extent_faults,
+    instances_of,
+    masks_of,
+    pixel_box,
+    save_annotations,
+    shorten,
+)
+from soir_files import SoirError, check_outputs, whole_file
+from soir_forms import FORM_CHECKS, SizeFinder, load_any_form, size_finder
+from soir_images import absolute_base, natural_key, tidy_path
+from soir_masks import MaskReading, examine_masks, mask_faults
+
+# ------------------------------------------------------------------------------------------------------------- reading
+
+
+class Source(NamedTuple):
+    """An annotation file, in the current form."""
+
+    annotations: Annotations
+    upgraded: Findings  # what had to be changed
+    empty_queries: set[str]  # paths of the queries whose mask is empty
+
+
+def read_source(path: str, find_size: SizeFinder) -> Source:
+    """Load an annotation file of any form. Raises SoirError if there is nothing in it."""
+    upgraded, empty_queries = Findings(), set()
+
+    def note(check: str, name: Any, detail: str) -> None:
+        upgraded.notice(f"{check}: {FORM_CHECKS[check]}", shorten(name))
+        if check == "query-mask-empty":
+            empty_queries.add(name)
+
+    annotations = load_any_form(path, find_size, note)
+    if not annotations:
+        raise SoirError(f"{path} holds no entries, so there is nothing to convert")
+    return Source(annotations, upgraded, empty_queries)
+
+
+def keep_sound(source: Source, findings: Findings) -> Annotations:
+    """The entries that keep all rules but those of masks; what is left out is added to the findings."""
+    sound = {}
+    for path, entry in source.annotations.items():
+        check = next((check for check, _ in entry_faults(path, entry)), None)
+        if check:
+            findings.skip(f"entry with an error ({check}, see verify_dataset.py)", shorten(path))
+        elif path in source.empty_queries:
+            findings.skip("query with an empty mask", path)
+        else:
+            sound[path] = entry
+    return sound
+
+
+def keep_sound_masks(annotations: Annotations, findings: Findings) -> Annotations:
+    """The entries without the objects whose masks break a rule, and without the entries that have no other object."""
+    sound = {}
+    readings = examine_masks(mask for entry in annotations.values() for mask in masks_of(entry))
+    for path, entry in progress_bar("masks", annotations.items()):
+        own = [next(readings) for _ in masks_of(entry)]
+        reasons = [fault_of_mask(reading, box, entry) for reading, box in zip(own, boxes_of(entry))]
+        for reason in filter(None, reasons):
+            findings.skip(f"{'query' if entry['is_query'] else 'object'} {reason}", path)
+        sizes = {reading.size for reading in own if reading.size}
+        if len(sizes) > 1:
+            findings.skip("gallery image whose masks differ in size", path)
+        elif any(True for size in sizes for _ in extent_faults(entry, size)):
+            findings.skip("entry with an error (box-outside, see verify_dataset.py)", path)
+        elif not any(reasons):
+            sound[path] = entry
+        elif not all(reasons):
+            sound[path] = without_objects(entry, {index for index, reason in enumerate(reasons) if reason})
+    return sound
+
+
+def fault_of_mask(reading: MaskReading, box: EntryBox, entry: Entry) -> str:
+    """Why the mask of an object cannot be kept; "" if it can."""
+    if not reading.fault and not reading.size:
+        return "whose mask is polygons, of an image that is not there to say how large it is (--base-path?)"
+    for check, _ in mask_faults(reading, box, entry["is_query"]):
+        if check != "gallery-box-loose":
+            return f"whose mask has an error ({check}, see verify_dataset.py)"
+    return ""
+
+
+def without_objects(entry: Entry, indices: set[int]) -> Entry:
+    """A gallery image without some of its objects."""
+    chosen = dict(entry)
+    for field in ("bbox", "mask", "ins", "num_ins"):
+        values = entry.get(field)
+        if values:
+            chosen[field] = [value for index, value in enumerate(values) if index not in indices]
+    return chosen
+
+
+# ----------------------------------------------------------------------------------------------------------- filtering
+
+
+def choose(annotations: Annotations, args: argparse.Namespace, findings: Findings) -> Annotations:
+    """The entries that --set, --split, --instances and --max-queries ask for. Raises SoirError if there are none."""
+    chosen = annotations
+    if args.set is not None:
+        chosen = {path: entry for path, entry in chosen.items() if entry["set"] == args.set}
+        if not chosen:
+            there = ", ".join(sorted({shorten(entry["set"]) or "(no name)" for entry in annotations.values()})[:20])
+            raise SoirError(f"{args.ann_file} has no set {args.set}; its sets: {there}")
+    if args.split is not None:
+        chosen = {path: entry for path, entry in chosen.items() if entry.get("split") == args.split}
+        if not chosen:
+            raise SoirError(f"{args.ann_file} has no entry of the split {args.split} that is asked for")
+    if args.instances is not None:
+        chosen = choose_instances(chosen, set(args.instances), findings)
+        if not chosen:
+            raise SoirError(f"{args.ann_file} shows none of the instances that are asked for")
+    if args.max_queries is not None:
+        chosen = thin_queries(chosen, args.max_queries)
+    return chosen
+
+
+def choose_instances(annotations: Annotations, wanted: set[int], findings: Findings) -> Annotations:
+    """The queries and objects of some instances, as --max-categories of create_dataset.py leaves them."""
+    chosen, seen = {}, set()
+    for path, entry in annotations.items():
+        shown = instances_of(entry)
+        seen.update(wanted.intersection(shown))
+        others = {index for index, instance in enumerate(shown) if instance not in wanted}
+        if not others:
+            if shown:
+                chosen[path] = entry
+        elif len(others) < len(shown):
+            left = [instance for instance in shown if instance in wanted]
+            if entry["is_query"]:
+                chosen[path] = {**entry, "ins": left if len(left) > 1 else left[0]}
+            else:
+                chosen[path] = without_objects(entry, others)
+    for instance in sorted(wanted - seen):
+        findings.notice("instance that is asked for, and nowhere shown", str(instance))
+    return chosen
+
+
+def thin_queries(annotations: Annotations, number: int) -> Annotations:
+    """At most so many queries of each instance: evenly spread over its frames, which are in natural order."""
+    frames: defaultdict[tuple[Any, ...], list[str]] = defaultdict(list)
+    for path, entry in annotations.items():
+        if entry["is_query"]:
+            frames[(entry["set"], *instances_of(entry))].append(path)
+    kept: set[str] = set()
+    for paths in frames.values():
+        paths.sort(key=natural_key)
+        count = min(number, len(paths))
+        kept.update(paths[index * len(paths) // count] for index in range(count))
+    return {path: entry for path, entry in annotations.items() if not entry["is_query"] or path in kept}
+
+
+class Prefix(NamedTuple):
+    """The folder at the start of image paths, and what to put in its place; either may be empty."""
+
+    old: str
+    new: str
+
+    def moved(self, path: str) -> str | None:
+        """A path with its prefix replaced; None if it starts with another. /data/Vox is no prefix of /data/VoxDet."""
+        stem = self.old.rstrip("/") + "/" if self.old else ""
+        if not path.startswith(stem) or (not stem and os.path.isabs(path)):
+            return None
+        return tidy_path(self.new, path[len(stem) :].lstrip("/"))
+
+
+def replace_prefix(annotations: Annotations, prefix: Prefix, findings: Findings) -> Annotations:
+    """The entries under their new paths. Raises SoirError if no path starts with the prefix."""
+    rebased: Annotations = {}
+    others = []
+    for path, entry in annotations.items():
+        moved = prefix.moved(path)
+        if moved is None:
+            others.append(path)
+            moved = path
+        if moved in rebased:
+            findings.skip("image whose new path is that of another", path)
+        else:
+            rebased[moved] = entry
+    if len(others) == len(annotations):
+        raise SoirError(f"no path starts with the folder {prefix.old}: one is {shorten(others[0])}")
+    for path in others:
+        findings.notice("path without the prefix, kept as it is", path)
+    return rebased
+
+
+# ---------------------------------------------------------------------------------------------------------------- COCO
+
+
+def write_coco(path: str, annotations: Annotations, find_size: SizeFinder, findings: Findings) -> tuple[int, int]:
+    """Write a COCO file, one record per line. Returns the numbers of images and annotations in it.
+
+    Format: https://cocodataset.org/#format-data, with `is_query`, `split` and `set` as further keys of images and
+    annotations, where FiftyOne's importer and others look for attributes. An object without a mask has an empty
+    `segmentation`, as box-only COCO files do.
+    """
+    names = {category_of(entry, i): (entry["set"], i) for entry in annotations.values() for i in instances_of(entry)}
+    categories = {name: number for number, name in enumerate(sorted(names, key=natural_key), start=1)}
+    records = coco_records(annotations, categories, find_size, findings)
+    images, objects = 0, 0
+    with whole_file(path) as file:
+        head = {"info": {"description": "converted by convert_annotations.py of the VoxDet-SoIR tools"}, "licenses": []}
+        kinds = [{"id": n, "name": name, "supercategory": names[name][0]} for name, n in categories.items()]
+        file.write(f'{json.dumps(head)[:-1]}, "categories": {json.dumps(kinds)},\n"images": ['.encode())
+        later = []  # the annotations
+        for image, own in records:
+            file.write(b"," * bool(images) + b"\n" + json.dumps(image).encode())
+            images += 1
+            later += [json.dumps(record) for record in own]
+        file.write(b'\n],\n"annotations": [')
+        for text in later:
+            file.write(b"," * bool(objects) + b"\n" + text.encode())
+            objects += 1
+        file.write(b"\n]}\n")
+    return images, objects
+
+
+def coco_records(
+    annotations: Annotations, categories: dict[str, int], find_size: SizeFinder, findings: Findings
+) -> Iterator[tuple[dict[str, Any], list[dict[str, Any]]]]:
+    """Yield (image, annotations) of every image whose size is known, from a mask or from its header."""
+    image_number = number = 0
+    for path, entry in annotations.items():
+        size = size_of_image(path, entry, find_size)
+        if size is None:
+            findings.skip("image that is not there to say how large it is, left out of COCO (--base-path?)", path)
+            continue
+        image_number += 1
+        extra = {key: entry[key] for key in ("is_query", "split", "set", "obj_name") if entry.get(key) is not None}
+        height, width = size
+        image = {"id": image_number, "file_name": path, "width": width, "height": height, **extra}
+        own = []
+        for instance, box, mask in objects_of(entry):
+            number += 1
+            x1, y1, x2, y2 = pixel_box(box, size)
+            area = int(coco_mask.area(mask)) if mask else box_area((x1, y1, x2, y2))
+            own.append(
+                {
+                    "id": number,
+                    "image_id": image_number,
+                    "category_id": categories[category_of(entry, instance)],
+                    "bbox": [x1, y1, x2 - x1, y2 - y1],
+                    "area": area,
+                    "segmentation": mask or [],
+                    "iscrowd": 0,
+                    **extra,
+                }
+            )
+        yield image, own
+
+
+def objects_of(entry: Entry) -> Iterator[tuple[int, EntryBox, Rle | None]]:
+    """Yield (instance, box, mask) of every object; a query of several instances shows all of them in its one box."""
+    instances, boxes, masks = instances_of(entry), boxes_of(entry), masks_of(entry)
+    for index, instance in enumerate(instances):
+        at = 0 if entry["is_query"] else index
+        yield instance, boxes[at], masks[at] if masks else None
+
+
+def size_of_image(path: str, entry: Entry, find_size: SizeFinder) -> Size | None:
+    for mask in masks_of(entry):
+        return mask["size"][0], mask["size"][1]
+    return find_size(path)
+
+
+def category_of(entry: Entry, instance: int) -> str:
+    """The name of an instance, OWID/5; without a set, 5."""
+    return f"{entry['set']}/{instance}" if entry["set"] else str(instance)
+
+
+# -------------------------------------------------------------------------------------------------------------- script
+
+
+def print_summary(annotations: Annotations) -> None:
+    """Print a table with one row per set."""
+    queries: Counter[str] = Counter()
+    images: Counter[str] = Counter()
+    boxes: Counter[str] = Counter()
+    instances: defaultdict[str, set[int]] = defaultdict(set)
+    for entry in annotations.values():
+        name = entry["set"]
+        instances[name].update(instances_of(entry))
+        if entry["is_query"]:
+            queries[name] += 1
+        else:
+            images[name] += 1
+            boxes[name] += len(entry["bbox"])
+    rows = [["set", "queries", "gallery images", "boxes", "instances"]]
+    for name in list(instances)[:20]:
+        figures = queries[name], images[name], boxes[name], len(instances[name])
+        rows.append([printable(shorten(name)) or "(no set)", *(f"{figure:,}" for figure in figures)])
+    print_table(rows)
+
+
+def instance_id(text: str) -> int:
+    """A type for argparse: an instance id."""
+    if not text.isascii() or not text.isdigit() or len(text) > 19:
+        raise argparse.ArgumentTypeError(f"expected an instance id, a number from 0 up, found {text}")
+    return int(text)
+
+
+def parse_args() -> argparse.Namespace:
+    parser = make_parser(
+        "Convert an annotation file of any form to the current one, to a part of it, to other paths, or to COCO.",
+        "0 fine, 1 something was skipped or noticed and --strict was given, 2 the run could not be done",
+    )
+    add = parser.add_argument
+    add("--ann-file", default="anns.pt", metavar="FILE", help="annotation file to read (default: anns.pt)")
+    add("--output-file", metavar="FILE", help="annotation file to write")
+    add("--coco", metavar="FILE.json", help="COCO file to write, with the boxes and masks of all images")
+    add("--set", metavar="NAME", help="only the entries of this set")
+    add("--split", choices=SPLITS, help="only the entries of this split")
+    add("--instances", nargs="+", type=instance_id, metavar="ID", help="only queries and objects of these instances")
+    add("--max-queries", type=positive, metavar="N", help="N queries of each instance, spread over its frames")
+    add("--replace-prefix", nargs=2, metavar=("OLD", "NEW"), help="replace the folder that the image paths start with")
+    add("--base-path", metavar="DIR", help="folder that relative image paths start at, for the sizes of images")
+    add("--strict", action="store_true", help="exit with 1 if anything was skipped or noticed")
+    args = parser.parse_args()
+    if args.output_file is None and args.coco is None:
+        parser.error("nothing to do: name what to write with --output-file, or --coco, or both")
+    return args
+
+
+@exit_status()
+def main() -> int:
+    args = parse_args()
+    check_outputs([args.output_file, args.coco], [args.ann_file])
+    find_size = size_finder(absolute_base(args.base_path))
+    prefix = Prefix(*args.replace_prefix) if args.replace_prefix else None
+    findings = Findings()
+
+    def find_here_or_there(path: str) -> Size | None:  # before --replace-prefix, or behind it
+        return find_size(path) or find_size(prefix and prefix.moved(path) or path)
+
+    source = read_source(args.ann_file, find_here_or_there)
+    annotations = choose(keep_sound(source, findings), args, findings)
+    annotations = keep_sound_masks(annotations, findings)
+    if not annotations:
+        print_findings(findings)
+        raise SoirError(f"nothing of {args.ann_file} can be used, so nothing was written")
+    if prefix:
+        annotations = replace_prefix(annotations, prefix, findings)
+
+    written = []
+    if args.output_file:
+        size = save_annotations(annotations, args.output_file)
+        written.append(f"{args.output_file}: {len(annotations):,} entries, {size / 1e3:,.0f} kB")
+    if args.coco:
+        images, objects = write_coco(args.coco, annotations, find_size, findings)
+        written.append(f"{args.coco}: {images:,} images, {objects:,} annotations")
+    print_summary(annotations)
+    print_findings(source.upgraded, noticed="upgraded")
+    print_findings(findings)
+    print()
+    for line in written:
+        print(f"wrote {line}")
+    return 1 if args.strict and findings else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,172 @@
+"""Detections: what an open vocabulary detector found in the images, beside what is annotated there.
+
+    from soir_detections import detection_figures, read_detections
+
+Two kinds of files: that of the paper's code (captions.pt: image path -> {"bboxes": [[x1, y1, x2, y2], ...], "scores":
+[...], "masks_rle": [...]}, of equal length; its detector is OWLv2), and COCO results, a list of {"image_id", "bbox":
+[x, y, width, height], "score"} whose image_id is an image path, or a COCO file whose images have such file names.
+"""
+
+from __future__ import annotations
+
+from soir_console import Findings
+
+from collections import defaultdict
+from typing import Any, Dict, Iterator, NamedTuple
+
+import numpy as np
+
+from soir_common import Annotations, Size, is_box, is_id, pixel_box, shorten, xyxy_of
+from soir_files import SoirError, read_json
+from soir_images import tidy_path
+from soir_loading import check_repeats, load_values
+
+# An annotated box is covered by a detection whose intersection over union with it is at least this.
+COVER_IOU = 0.5
+
+Detections = Dict[str, np.ndarray]  # image path -> float64 [N, 4], the boxes (x1, y1, x2, y2)
+
+
+class Detection(NamedTuple):
+    """A detection of a file, which may be anything."""
+
+    path: Any
+    box: Any  # (x1, y1, x2, y2)
+    score: Any
+
+
+# ------------------------------------------------------------------------------------------------------------- reading
+
+
+def read_detections(path: str, annotations: Annotations, min_score: float, findings: Findings) -> Detections:
+    """Read the detections in the images of an annotation file.
+
+    min_score  detections below it do not count
+    Returns the boxes of every image that the file names. What cannot be used is added to the findings.
+    Raises SoirError if the file holds no detections, or none in these images.
+    """
+    known = {tidy_path(name): name for name in annotations if isinstance(name, str) and "\0" not in name}
+    boxes: defaultdict[str, list[Any]] = defaultdict(list)
+    other_paths: dict[str, None] = {}
+    records = read_results(path) if path.lower().endswith(".json") else read_captions(path, findings)
+    for detection in records:
+        name = known.get(tidy_path(detection.path)) if isinstance(detection.path, str) else None
+        if name is None:
+            other_paths[shorten(detection.path)] = None
+            continue
+        found = boxes[name]
+        if detection.box is None:  # the image was looked at
+            continue
+        if type(detection.score) not in (int, float) or not -1e9 < detection.score < 1e9:
+            findings.skip("detection whose score is no number", name)
+        elif not is_box(detection.box):
+            findings.skip("detection whose box is no box of positive size", name)
+        elif detection.score >= min_score:
+            found.append(detection.box)
+    if not boxes:
+        expected = shorten(next(iter(annotations)))
+        found_path = f"paths like {next(iter(other_paths))}" if other_paths else "nothing"
+        raise SoirError(f"{path} names none of the images: expected paths like {expected}, {found_path} found")
+    for other in other_paths:
+        findings.skip("path that is no image of the annotation file", other)
+    for name, entry in annotations.items():
+        if isinstance(entry, dict) and entry.get("is_query") is False and name not in boxes:
+            findings.notice("gallery image that is not in the detections, counted as one without any", name)
+    return {name: np.array(found, dtype=np.float64).reshape(-1, 4) for name, found in boxes.items()}
+
+
+def read_captions(path: str, findings: Findings) -> Iterator[Detection]:
+    """Yield the detections of a file like captions.pt; an image without any as one without a box."""
+    content = load_values(path, arrays=True)
+    if not isinstance(content, dict):
+        raise SoirError(f"{path} holds no detections: expected a dict, image path -> bboxes, scores and masks_rle")
+    check_repeats(path, (_size_of(record.get("bboxes")) for record in content.values() if isinstance(record, dict)))
+    for name, record in content.items():
+        if not isinstance(record, dict) or "bboxes" not in record:
+            findings.skip("image without bboxes in the detections", shorten(name))
+            continue
+        boxes, scores = _as_list(record["bboxes"]), _as_list(record.get("scores"))
+        lengths = {len(boxes), len(scores), *([_length_of(record["masks_rle"])] if "masks_rle" in record else [])}
+        if len(lengths) > 1:
+            findings.skip("image whose bboxes, scores and masks_rle differ in length", shorten(name))
+            continue
+        yield Detection(name, None, None)
+        for box, score in zip(boxes, scores):
+            yield Detection(name, tuple(_as_list(box)), _as_number(score))
+
+
+def read_results(path: str) -> Iterator[Detection]:
+    """Yield the detections of a file of COCO results, or of a COCO file whose annotations have scores."""
+    content = read_json(path)
+    names: dict[int, Any] = {}
+    records = content
+    if isinstance(content, dict):
+        images, records = content.get("images"), content.get("annotations")
+        for image in images if isinstance(images, list) else []:
+            if isinstance(image, dict) and is_id(image.get("id")):
+                names[image["id"]] = image.get("file_name")
+                yield Detection(image.get("file_name"), None, None)
+    if not isinstance(records, list):
+        raise SoirError(f'{path} holds no detections: expected COCO results, a list of {{"image_id", "bbox", "score"}}')
+    for record in records:
+        if not isinstance(record, dict):
+            record = {}
+        name = record.get("image_id")
+        if is_id(name) and name in names:
+            name = names[name]
+        yield Detection(name, xyxy_of(record.get("bbox")) or (), record.get("score"))
+
+
+def _as_list(value: Any) -> list[Any]:
+    """A list, a tuple, or an array as plain values; anything else as no values."""
+    if isinstance(value, np.ndarray):
+        value = value.tolist()
+    return list(value) if isinstance(value, (list, tuple)) else []
+
+
+def _as_number(value: Any) -> Any:
+    """A number, also where it is in an array of its own."""
+    return value.tolist() if isinstance(value, np.ndarray) and not value.ndim else value
+
+
+def _size_of(value: Any) -> int:
+    """How many values there are: an array can claim to be far larger than its file."""
+    return value.size if isinstance(value, np.ndarray) else _length_of(value)
+
+
+def _length_of(value: Any) -> int:
+    if isinstance(value, np.ndarray):
+        return value.shape[0] if value.ndim else 0
+    return len(value) if isinstance(value, (list, tuple)) else 0
+
+
+# ------------------------------------------------------------------------------------------------------------- figures
+
+
+def detection_figures(gallery: Annotations, sizes: dict[str, Size], detections: Detections) -> dict[str, Any]:
+    """How many objects were detected in the gallery images of a set, and how many annotated boxes that covers.
+
+    sizes  (height, width) of the images, as far as they are known; a box that is the whole image counts only there
+    """
+    detected, boxes, covered = 0, 0, 0
+    for path, entry in gallery.items():
+        found = detections.get(path, np.zeros((0, 4)))
+        detected += len(found)
+        for box in entry["bbox"]:
+            if box is not None or path in sizes:
+                boxes += 1
+                covered += is_covered(np.array(pixel_box(box, sizes.get(path, (0, 0))), dtype=np.float64), found)
+    return {
+        "detected_per_image_mean": detected / len(gallery) if gallery else None,
+        "boxes_covered": covered,
+        "boxes_covered_share": 100 * covered / boxes if boxes else None,
+    }
+
+
+def is_covered(box: np.ndarray, found: np.ndarray) -> bool:
+    """Whether any of the boxes found, float64 [N, 4], has an IoU of COVER_IOU with a box, float64 [4]."""
+    sides = np.minimum(found[:, 2:], box[2:]) - np.maximum(found[:, :2], box[:2])
+    overlap = np.prod(np.maximum(sides, 0), axis=1)
+    areas = np.prod(found[:, 2:] - found[:, :2], axis=1)
+    union = areas + np.prod(box[2:] - box[:2]) - overlap
+    return bool((overlap >= COVER_IOU * union)[union > 0].any())
