@@ -194,6 +194,14 @@ def test_what_cannot_be_upgraded_is_skipped_and_counted(pictures):
     assert convert(pictures / "converted.pt", "--strict", output="again.pt")[0].returncode == 0
 
 
+def test_a_box_that_reaches_out_of_the_size_of_its_mask_is_not_kept(pictures):
+    entries = any_set("OWID")
+    entries["g1.png"]["bbox"] = [(20, 10, 90, 30)]
+    done, after = convert(save(pictures, entries))
+    assert list(after) == ["q0.png", "g0.png", "q1.png"]
+    assert "1 x entry with an error (box-outside, see verify_dataset.py): g1.png" in done.stdout
+
+
 def test_a_current_file_comes_out_as_it_is(sample_file, tmp_path):
     target = tmp_path / "same.pt"
     done = run_script("convert_annotations.py", "--ann-file", sample_file, "--output-file", target, "--strict")

@@ -236,7 +236,8 @@ def test_what_is_not_listed_is_not_talked_about(made, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "args", [["--name", "../x"], ["--name", "OWID"], ["--name", ""], ["--gallery-list", "no/such/list"], ["--parts", "S3"]]
+    "args",
+    [["--name", "../x"], ["--name", "OWID"], ["--name", ""], ["--gallery-list", "no/such/list"], ["--parts", "S3"]],
 )
 def test_bad_arguments_exit_with_2(made, tmp_path, args):
     root, truth = made
