@@ -118,7 +118,7 @@ def load_sound_annotations(path: str, set_name: str | None, split: str | None) -
     chosen = {
         name: entry
         for name, entry in annotations.items()
-        if set_name in (None, set_of(entry)) and split in (None, entry.get("split"))
+        if (set_name is None or set_name == set_of(entry)) and (split is None or split == entry.get("split"))
     }
     for what, is_query in (("queries", True), ("gallery images", False)):
         if not any(entry["is_query"] is is_query for entry in chosen.values()):
@@ -155,7 +155,10 @@ def read_hits(run: Run, task: Task, findings: Findings) -> tuple[Hits, Rank]:
 def describe_queries(task: Task, scored: np.ndarray, base_path: str | None) -> dict[str, list[Any]]:
     """What is known of the scored queries, as columns; difficulty and the size of the object are classes."""
     gallery = {path: task.annotations[path] for path in task.gallery}
-    occurrences = Counter((set_of(entry), instance) for entry in gallery.values() for instance in instances_of(entry))
+    occurrences: Counter[tuple[str, int]] = Counter()
+    for entry in gallery.values():
+        set_name = set_of(entry)
+        occurrences.update((set_name, instance) for instance in instances_of(entry))
     sizes = object_sizes(gallery, base_path)
     entries = [task.annotations[task.queries[number]] for number in scored]
     keys = [(set_of(entry), entry["ins"]) for entry in entries]
@@ -178,10 +181,10 @@ def object_sizes(gallery: Annotations, base_path: str | None) -> dict[tuple[str,
     """(set, instance) -> mean share, in % of the image, that its boxes cover in the gallery."""
     shares = defaultdict(list)
     for path, entry in gallery.items():
-        size = size_of_image(path, entry, base_path)
+        size, set_name = size_of_image(path, entry, base_path), set_of(entry)
         if size:
             for box, instance in zip(boxes_of(entry), instances_of(entry)):
-                shares[set_of(entry), instance].append(box_share(box, size))
+                shares[set_name, instance].append(box_share(box, size))
     return {instance: float(np.mean(values)) for instance, values in shares.items()}
 
 

@@ -206,14 +206,15 @@ def _object_faults(ids: list[Any], boxes: list[Any]) -> Iterator[tuple[str, str]
         if not is_id(number):
             yield "id-type", _found(number)
     for box in boxes:
-        if not isinstance(box, (tuple, list)) or len(box) != 4 or not all(type(v) in (int, float) for v in box):
+        if is_box(box):  # first, since nearly all are
+            if box[0] < -TOLERANCE or box[1] < -TOLERANCE:
+                yield "box-outside", f"{tuple(box)}"
+        elif not isinstance(box, (tuple, list)) or len(box) != 4 or not all(type(v) in (int, float) for v in box):
             yield "box-malformed", _found(box)
         elif not all(map(is_coordinate, box)):
             yield "box-not-finite", ""
-        elif not is_box(box):
+        else:
             yield "box-inside-out", f"{tuple(box)}"
-        elif box[0] < -TOLERANCE or box[1] < -TOLERANCE:
-            yield "box-outside", f"{tuple(box)}"
 
 
 def entry_doubts(entry: Entry) -> Iterator[tuple[str, str]]:
@@ -243,16 +244,22 @@ def is_id(value: Any) -> bool:
     return type(value) is int and 0 <= value < 2**63
 
 
+_NUMBERS = (int, float)
+
+
 def is_coordinate(value: Any) -> bool:
     """Whether a value of a file is a number of pixels: no bool, no text, not NaN, not beyond MAX_COORDINATE."""
-    return type(value) in (int, float) and abs(value) <= MAX_COORDINATE
+    return type(value) in _NUMBERS and abs(value) <= MAX_COORDINATE
 
 
 def is_box(value: Any) -> bool:
     """Whether a value of a file is a box (x1, y1, x2, y2) of positive width and height."""
-    if not isinstance(value, (tuple, list)) or len(value) != 4 or not all(map(is_coordinate, value)):
+    if not isinstance(value, (tuple, list)) or len(value) != 4:
         return False
-    return bool(value[2] > value[0] and value[3] > value[1])
+    x1, y1, x2, y2 = value
+    if not (type(x1) in _NUMBERS and type(y1) in _NUMBERS and type(x2) in _NUMBERS and type(y2) in _NUMBERS):
+        return False
+    return bool(-MAX_COORDINATE <= x1 < x2 <= MAX_COORDINATE and -MAX_COORDINATE <= y1 < y2 <= MAX_COORDINATE)
 
 
 def _found(value: Any) -> str:

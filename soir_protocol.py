@@ -81,10 +81,11 @@ def make_task(annotations: Annotations, others: Iterable[str] = ()) -> Task:
     is_val = np.zeros(len(gallery), dtype=bool)
     for position, path in enumerate(gallery):
         entry = annotations[path]
+        set_name = set_of(entry)
         is_val[position] = entry.get("split") == "val"
-        members.setdefault(set_of(entry), []).append(position)
+        members.setdefault(set_name, []).append(position)
         for instance in set(instances_of(entry)):
-            shows.setdefault((set_of(entry), instance), []).append(position)
+            shows.setdefault((set_name, instance), []).append(position)
 
     kinds: dict[tuple[str, bool], int] = {}
     candidates: list[np.ndarray] = []
@@ -93,12 +94,13 @@ def make_task(annotations: Annotations, others: Iterable[str] = ()) -> Task:
     known: dict[tuple[tuple[str, int], int], np.ndarray] = {}  # one array serves all queries of an instance
     for number, path in enumerate(queries):
         entry = annotations[path]
-        has_junk = set_of(entry) in SETS_WITH_JUNK and entry.get("split") == "train"
-        kind = kinds.setdefault((set_of(entry), has_junk), len(kinds))
+        set_name = set_of(entry)
+        has_junk = set_name in SETS_WITH_JUNK and entry.get("split") == "train"
+        kind = kinds.setdefault((set_name, has_junk), len(kinds))
         if kind == len(candidates):
-            positions = np.array(members.get(set_of(entry), []), dtype=np.int64)
+            positions = np.array(members.get(set_name, []), dtype=np.int64)
             candidates.append(positions[~is_val[positions]] if has_junk else positions)
-        key = (set_of(entry), entry["ins"]), kind
+        key = (set_name, entry["ins"]), kind
         if key not in known:
             positions = np.array(shows.get(key[0], []), dtype=np.int64)
             known[key] = positions[~is_val[positions]] if has_junk else positions

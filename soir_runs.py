@@ -51,7 +51,7 @@ ODD_ORDER = "query whose scores neither fall nor rise, taken in the order of its
 class Listed(NamedTuple):
     """What a file lists for a query: columns of one length, of which nothing has been checked."""
 
-    paths: Sequence[Any]
+    paths: Sequence[str | None]  # None: no text. To hash anything else can take forever
     scores: Any = None  # a list or an array; None: there are none
     boxes: Any = None
     is_ordered: bool = True  # best first; else by score, falling
@@ -82,7 +82,7 @@ def read_run(path: str, task: Task, findings: Findings) -> list[Ranking]:
         for name in names:
             if name not in asked and name not in task.others:
                 findings.skip("ranking of a path that is no query here", shorten(name))
-        numbers = dict.fromkeys(task.others, OTHER)
+        numbers: dict[str | None, int] = dict.fromkeys(task.others, OTHER)
         numbers.update((name, position) for position, name in enumerate(task.gallery))
         allowed = [_allowed_positions(task, kind) for kind in range(len(task.candidates))]
         rankings = []
@@ -158,17 +158,16 @@ def listed_of(value: Any) -> Listed | None:
     if value is None:
         return None
     if isinstance(value, dict):
-        return Listed(list(value), list(value.values()), is_ordered=False)
+        paths = [path if isinstance(path, str) else None for path in value]
+        return Listed(paths, list(value.values()), is_ordered=False)
     items = value.tolist() if isinstance(value, np.ndarray) else value
     kinds = set(map(type, items))
     if not kinds or kinds == {str}:
         return Listed(items)
-    if kinds <= {list, tuple}:
-        lengths = set(map(len, items))
-        if lengths == {2} or lengths == {3}:
-            columns: list[Any] = list(zip(*items))
-            return Listed(*columns)
-    columns = list(zip(*map(_row_of, items)))
+    is_regular = kinds <= {list, tuple} and set(map(len, items)) in ({2}, {3})
+    columns: list[Any] = list(zip(*(items if is_regular else map(_row_of, items))))
+    if set(map(type, columns[0])) != {str}:
+        columns[0] = [path if isinstance(path, str) else None for path in columns[0]]
     return Listed(*columns)
 
 
@@ -219,7 +218,8 @@ def open_matrices(path: str, content: dict[str, Any]) -> RunFile:
             return Listed(gallery, matrix[row], is_ordered=False)
         kept = np.flatnonzero(matrix[row] >= 0)
         paths = [gallery[index] for index in matrix[row][kept].tolist()]
-        return Listed(paths, *[None if array is None else array[row][kept] for array in (scores, boxes)])
+        columns: list[Any] = [None if array is None else array[row][kept] for array in (scores, boxes)]
+        return Listed(paths, *columns)
 
     return RunFile(queries, listed)
 
@@ -307,7 +307,7 @@ def trec_qrels(task: Task) -> Iterator[bytes]:
 
 
 def read_ranking(
-    query: str, listed: Listed, numbers: dict[str, int], allowed: np.ndarray, findings: Findings
+    query: str, listed: Listed, numbers: dict[str | None, int], allowed: np.ndarray, findings: Findings
 ) -> Ranking:
     """Check what is listed for a query, take out what it does not compete over, and put ties in gallery order.
 
@@ -350,10 +350,8 @@ def read_ranking(
     return Ranking(positions[order], None if scores is None else scores[order], boxes)
 
 
-def look_up(paths: Sequence[Any], numbers: dict[str, int]) -> np.ndarray:
+def look_up(paths: Sequence[str | None], numbers: dict[str | None, int]) -> np.ndarray:
     """int64 [N]: the position of each path in the gallery, UNKNOWN, or OTHER."""
-    if not set(map(type, paths)) <= {str}:  # nor is anything else hashed, which can take forever
-        paths = [path if isinstance(path, str) else None for path in paths]
     return np.fromiter(map(numbers.get, paths, repeat(UNKNOWN)), dtype=np.int64, count=len(paths))
 
 
