@@ -325,8 +325,9 @@ def escape_latex(text: str) -> str:
 
 def print_published(sets: list[str]) -> None:
     """The published mAP of each set that has some."""
-    for name in sets:
-        for kind, values in PUBLISHED_MAP.get(name, {}).items():
+    for name in filter(PUBLISHED_MAP.get, sets):
+        print()
+        for kind, values in PUBLISHED_MAP[name].items():
             label = PUBLISHED.get(name, {}).get("name", name)
             figures = ", ".join(f"{model} {value:.2f}" for model, value in values.items())
             print(f"published mAP in %, {label}, {kind}: {figures}")
@@ -537,7 +538,7 @@ def main() -> int:
             file.writelines(trec_qrels(task))
     if args.trec:
         with whole_file(args.trec) as file:
-            file.writelines(trec_run(task, rank(scored.tolist()), "soir"))
+            file.writelines(trec_run(task, rank(range(len(task.queries))), "soir"))
     if picture:
         write_png(args.preview, picture)
 

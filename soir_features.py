@@ -335,7 +335,7 @@ def make_columns(features: Features, task: Task, candidates: np.ndarray) -> Colu
 
 
 def unit_rows(features: Features, rows: np.ndarray) -> np.ndarray:
-    """float32 [rows, dimension]: some vectors, made of length 1. Divided in float64, so that v and 3 v are equal."""
+    """float32 [rows, dimension]: some vectors, made of length 1; divided in float64, so that v and 2 v are equal."""
     units = np.empty((len(rows), features.vectors.shape[1]), dtype=np.float32)
     step = max(1, BLOCK // max(1, 8 * units.shape[1]))
     for start in range(0, len(rows), step):

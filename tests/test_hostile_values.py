@@ -475,15 +475,6 @@ def test_values_of_numpy_and_tuples_load_as_lists(tmp_path, protocol):
     }
 
 
-def test_two_features_of_an_image_are_a_fault(base):
-    anns = save(base)
-    paths = ["query.jpg", "photograph.jpg", "photograph.jpg"]
-    torch.save({"paths": paths, "features": torch.eye(3)}, str(base / "features.pt"))
-    done = run_here("evaluate_retrieval.py", "--ann-file", anns, "--features", base / "features.pt")
-    assert done.returncode == 1
-    assert "1 x image with two features, the second one ignored: photograph.jpg" in done.stdout
-
-
 def test_paths_of_features_are_text(base):
     anns = save(base)
     np.savez(str(base / "features.npz"), paths=np.array([["a" * 500] * 50] * 2), features=np.ones((2, 3)))

@@ -1,12 +1,26 @@
 """The metrics of evaluate_retrieval.py are those of trec_eval (by ir_measures) and of scikit-learn."""
 
+import json
 import random
 
 import ir_measures
 import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score
-from test_evaluate_retrieval import KS, evaluate, make_annotations, relevant_paths
+from test_evaluate_retrieval import (
+    KS,
+    average_precision,
+    by_cosine,
+    competes,
+    evaluate,
+    gallery_of,
+    make_annotations,
+    queries_of,
+    random_vectors,
+    relevant_paths,
+    score_file,
+    with_splits,
+)
 
 
 def test_the_metrics_are_those_of_trec_eval_and_scikit_learn_on_a_thousand_queries(tmp_path):
@@ -24,7 +38,8 @@ def test_the_metrics_are_those_of_trec_eval_and_scikit_learn_on_a_thousand_queri
             # Sometimes nothing, sometimes only a part, sometimes all of the gallery, of both sets.
             listed = rng.sample(gallery, rng.choice((0, 1, len(gallery) // 2, len(gallery))))
             rankings[query] = listed
-            run[query] = {path: float(-rank) for rank, path in enumerate(listed)}
+            ranked = [path for path in listed if competes(annotations, query, path)]
+            run[query] = {path: float(-rank) for rank, path in enumerate(ranked)}
             relevant = set(relevant_paths(annotations, query))
             if relevant:
                 qrels[query] = dict.fromkeys(relevant, 1)
@@ -39,7 +54,7 @@ def test_the_metrics_are_those_of_trec_eval_and_scikit_learn_on_a_thousand_queri
             for name, measure in names.items():
                 assert float(row[name]) == pytest.approx(expected.get((query, str(measure)), 0), abs=1e-9), name
             if len(rankings[query]) == len(gallery):
-                truth = [path in qrels[query] for path in rankings[query]]
+                truth = [path in qrels[query] for path in rankings[query] if competes(annotations, query, path)]
                 assert float(row["AP"]) == pytest.approx(average_precision_score(truth, -np.arange(len(truth))))
             compared += 1
         assert groups["all"]["mAP"] == pytest.approx(np.mean([float(row["AP"]) for row in rows.values()]))
@@ -47,3 +62,37 @@ def test_the_metrics_are_those_of_trec_eval_and_scikit_learn_on_a_thousand_queri
         median = groups["all"]["median_first_rank"]
         assert (np.inf if median is None else median) == np.median(ranks)
     assert compared > 1000
+
+
+def test_the_files_for_trec_eval_give_it_the_same_figures(tmp_path):
+    """Of rankings with ties, junk, images of other sets and unknown paths, and of features."""
+    rng = random.Random(60)
+    annotations = with_splits(make_annotations(rng, images=90))
+    gallery, vectors = gallery_of(annotations), random_vectors(annotations)
+    ranked = {query: by_cosine(query, gallery, vectors) for query in queries_of(annotations)}
+    (tmp_path / "run.json").write_text(json.dumps({query: ["nowhere.jpg", *paths] for query, paths in ranked.items()}))
+    tied = {query: [[path, -(rank // 7)] for rank, path in enumerate(paths)] for query, paths in ranked.items()}
+    (tmp_path / "tied.json").write_text(json.dumps(tied))
+    np.savez(str(tmp_path / "f.npz"), paths=np.array(list(vectors)), features=np.stack(list(vectors.values())))
+    measures = {"mAP": ir_measures.AP, "MRR": ir_measures.RR, "hit@5": ir_measures.Success @ 5}
+    measures.update({"nDCG@10": ir_measures.nDCG @ 10, "precision@10": ir_measures.P @ 10})
+    for option, file in (("--rankings", "run.json"), ("--rankings", "tied.json"), ("--features", "f.npz")):
+        written = ("--qrels", tmp_path / "out.qrels", "--trec", tmp_path / "out.run")
+        _, report, _ = score_file(tmp_path, annotations, option, tmp_path / file, *written)
+        qrels = list(ir_measures.read_trec_qrels(str(tmp_path / "out.qrels")))
+        run = list(ir_measures.read_trec_run(str(tmp_path / "out.run")))
+        theirs = ir_measures.calc_aggregate(measures.values(), qrels, run)
+        for name, measure in measures.items():
+            assert report["groups"]["all"][name] == pytest.approx(theirs[measure]), (file, name)
+        by_query = {}
+        for item in run:
+            by_query.setdefault(item.query_id, []).append(item.score)
+        assert all(list(scores) == sorted(set(scores), reverse=True) for scores in by_query.values())
+        relevant = {}
+        for item in qrels:
+            relevant.setdefault(item.query_id.replace("%20", " "), set()).add(item.doc_id.replace("%20", " "))
+        for query in relevant:
+            assert relevant[query] == {p for p in relevant_paths(annotations, query) if competes(annotations, query, p)}
+    ours = report["groups"]["all"]["mAP"]
+    rivals = {query: [path for path in ranked[query] if competes(annotations, query, path)] for query in relevant}
+    assert ours == pytest.approx(np.mean([average_precision(rivals[query], relevant[query]) for query in relevant]))
