@@ -363,7 +363,7 @@ def random_vectors(annotations, seed=0, dimension=8):
 
 
 def by_cosine(query, paths, vectors):
-    """Paths by cosine with the query, in float64 and rounded to 12 digits; in the order of `paths` where it is equal."""
+    """Paths by cosine with the query, in float64 of 12 digits; in the order of `paths` where it is equal."""
     matrix, asked = np.array([vectors[path] for path in paths], dtype=float), vectors[query].astype(float)
     cosines = np.round(matrix @ asked / np.linalg.norm(matrix, axis=1) / np.linalg.norm(asked), 12).tolist()
     scores = dict(zip(paths, cosines))
@@ -652,7 +652,7 @@ def test_features_that_cannot_be_compared_are_named(tmp_path, vector, reason, pa
 
 
 def test_equal_vectors_tie_whatever_the_shape(tmp_path):
-    """400 shapes, in which libraries of matrices round equal columns differently; the order is that of a Python sort."""
+    """400 shapes, in which libraries round equal columns differently; the order is that of a Python sort."""
     rng = np.random.RandomState(0)
     for shape in range(400):
         queries, images, dimension = rng.randint(1, 65), rng.randint(1, 61), rng.choice((3, 8, 64, 100))
