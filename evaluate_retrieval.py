@@ -286,7 +286,7 @@ def comparison_rows(results: list[Scores]) -> list[list[str]]:
         if difference:
             interval, p_value = difference.interval, difference.p_value
             cells.append(f"{difference.mean:+.4f}")
-            cells.append("-" if interval is None else f"{interval[0]:+.4f} - {interval[1]:+.4f}")
+            cells.append("-" if interval is None else f"{interval[0]:+.4f} to {interval[1]:+.4f}")
             cells.append("-" if p_value is None else f"{p_value:.4f}")
         else:
             cells += ["-"] * 3
@@ -320,7 +320,7 @@ def make_table(rows: list[list[str]], ending: str) -> str:
 def escape_latex(text: str) -> str:
     text = re.sub(r"[\\~^]", lambda match: rf"\char{ord(match.group())} ", text)
     text = re.sub(r"[&%$#_{}]", lambda match: "\\" + match.group(), text)
-    return re.sub(r"(?<=\d) - (?=[+\d-])", " -- ", text)
+    return re.sub(r"(?<=\d) - (?=\d)", " -- ", text)
 
 
 def print_published(sets: list[str]) -> None:

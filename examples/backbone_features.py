@@ -32,7 +32,7 @@ class Crop(NamedTuple):
     """A part of an image to describe; of the box None, all of it."""
 
     path: str
-    box: tuple[float, float, float, float] | None  # (x1, y1, x2, y2) in pixels
+    box: Any  # (x1, y1, x2, y2) in pixels
 
 
 def list_crops(annotations: dict[str, Any], detections: dict[str, Any] | None, annotated: bool) -> Iterator[Crop]:
@@ -46,7 +46,7 @@ def list_crops(annotations: dict[str, Any], detections: dict[str, Any] | None, a
         else:
             boxes = [None]
         for box in boxes:
-            yield Crop(path, None if box is None else tuple(map(float, box)))
+            yield Crop(path, box)
 
 
 class Crops(torch.utils.data.Dataset[torch.Tensor]):
@@ -89,9 +89,7 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     torch.manual_seed(0)  # of the random weights, if there are no others
-    model = timm.create_model(
-        args.model, pretrained=args.pretrained, checkpoint_path=args.weights or "", num_classes=0
-    )
+    model = timm.create_model(args.model, pretrained=args.pretrained, checkpoint_path=args.weights or "", num_classes=0)
     model.eval().to(args.device)
     transform = timm.data.create_transform(**timm.data.resolve_data_config({}, model=model))
 
@@ -102,9 +100,9 @@ def main() -> None:
     )
     vectors = [model(batch.to(args.device)).float().cpu().numpy() for batch in tqdm(loader, desc="describing")]
 
-    content = {"paths": np.array([crop.path for crop in crops]), "features": np.concatenate(vectors)}
+    content: dict[str, Any] = {"paths": [crop.path for crop in crops], "features": np.concatenate(vectors)}
     if args.boxes:
-        content["boxes"] = np.array([crop.box for crop in crops])
+        content["boxes"] = [crop.box for crop in crops]
     np.savez(args.features, **content)
 
 

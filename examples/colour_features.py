@@ -1,7 +1,7 @@
 """Describe each image of an annotation file by the colours and the texture of its objects.
 
-    python examples/colour_features.py anns.pt features.pt
-    python examples/colour_features.py anns.pt objects.pt --objects
+python examples/colour_features.py anns.pt features.pt
+python examples/colour_features.py anns.pt objects.pt --objects
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from PIL import Image
 
 
 def describe(image: Image.Image, box: Any) -> torch.Tensor:
-    pixels = np.asarray(image.crop([round(value) for value in box]).resize((32, 32)), dtype=np.int64)
+    x1, y1, x2, y2 = map(round, box)
+    pixels = np.asarray(image.crop((x1, y1, x2, y2)).resize((32, 32)), dtype=np.int64)
     colours = np.bincount(((pixels // 32) @ (64, 8, 1)).ravel(), minlength=512)
     texture = np.histogram(np.abs(np.diff(pixels.mean(axis=2))), bins=16, range=(0, 255))[0]
     return torch.tensor(np.sqrt(np.concatenate([colours, texture])))
