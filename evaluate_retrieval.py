@@ -63,7 +63,7 @@ from soir_common import (
 from soir_features import find_by_features, rank_by_features, read_features
 from soir_files import SoirError, check_outputs, whole_file, write_whole
 from soir_images import absolute_base, full_path, image_size, is_image_size
-from soir_metrics import RANKS, Difference, compare_means, first_ranks, mean_interval, score_hits
+from soir_metrics import Difference, compare_means, first_ranks, mean_interval, score_hits
 from soir_pictures import (
     GALLERY_COLOUR,
     QUERY_COLOUR,
@@ -74,7 +74,7 @@ from soir_pictures import (
     open_photograph,
     write_png,
 )
-from soir_protocol import Hits, Ranking, Task, find_in_rankings, gather_hits, make_task
+from soir_protocol import RANKS, Hits, Ranking, Task, find_in_rankings, gather_hits, make_task
 from soir_runs import read_run, trec_qrels, trec_run
 
 SIZES = (("below 0.5 %", 0.5), ("0.5 to 1 %", 1), ("1 to 2 %", 2), ("above 2 %", math.inf))

@@ -26,7 +26,7 @@ from soir_arrays import MAX_RATIO, as_matrix, as_texts, load_npz
 from soir_common import Annotations, shorten
 from soir_files import SoirError, no_garbage_collection
 from soir_loading import load_values
-from soir_protocol import Found, Ranking, Task
+from soir_protocol import Found, Ranking, Task, count_boxed
 from soir_runs import as_boxes
 
 # Numbers that are held at a time, 64 MB: similarities, or vectors.
@@ -254,9 +254,10 @@ def find_by_features(features: Features, task: Task) -> Iterator[Found]:
         at = at[at >= 0]
         ranks = ranks_of(scored.images, at)
         order = np.argsort(ranks)
-        at = at[order]
-        boxes = None if features.boxes is None else features.boxes[best_objects(scored, at)]
-        yield Found(scored.number, ranks[order], columns.positions[at], boxes)
+        at, ranks, boxes = at[order], ranks[order], None
+        if features.boxes is not None:
+            boxes = features.boxes[best_objects(scored, at[: count_boxed(ranks)])]
+        yield Found(scored.number, ranks, columns.positions[at], boxes)
 
 
 def rank_by_features(features: Features, task: Task, numbers: list[int]) -> Iterator[tuple[int, Ranking]]:

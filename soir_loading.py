@@ -55,7 +55,9 @@ def _load(path, has_tensors):
             data, folder = _read_pickle(archive)
             data = _check_opcodes(data, has_tensors)
             size = os.fstat(file.fileno()).st_size
-            unpickler = (_TensorUnpickler if has_tensors else _PlainUnpickler)(data, archive, folder, 3 * size)  # an array is counted twice
+            unpickler = (_TensorUnpickler if has_tensors else _PlainUnpickler)(
+                data, archive, folder, 3 * size
+            )  # an array is counted twice
             gc.disable()  # millions of new containers would set it off again and again, three times the time
             try:
                 return unpickler.load()

@@ -21,9 +21,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from soir_protocol import Hits
-
-RANKS = (1, 5, 10, 50, 100)
+from soir_protocol import RANKS, Hits
 
 # Resamples of the instances. With 1,000 the ends of an interval vary by some 2 % of its width. A p-value needs more:
 # the smallest that can come out is 2 / (resamples + 1).

@@ -19,6 +19,9 @@ import numpy as np
 
 from soir_common import Annotations, Entry, boxes_of_instance, instances_of, set_of
 
+# The K of the metrics at K.
+RANKS = (1, 5, 10, 50, 100)
+
 # The sets whose val images keep the annotations of val instances only.
 SETS_WITH_JUNK = ("OWID",)
 
@@ -50,7 +53,7 @@ class Found(NamedTuple):
     number: int  # of the query
     ranks: np.ndarray  # int64 [H], from 1, ascending
     positions: np.ndarray  # int64 [H], in the gallery
-    boxes: np.ndarray | None  # float64 [H, 4], NaN where there is none; None if the run has no boxes for this query
+    boxes: np.ndarray | None  # float64 [B, 4], of the first B, NaN where there is none; None if the run has no boxes
 
 
 class Hits(NamedTuple):
@@ -58,7 +61,7 @@ class Hits(NamedTuple):
 
     queries: np.ndarray  # int64 [H], ascending: numbers of queries
     ranks: np.ndarray  # int64 [H], from 1
-    ious: np.ndarray  # float64 [H]: of the box that the run gave the image, with the best of the instance there
+    ious: np.ndarray  # float64 [H]: of the run's box, with the best of the instance there; NaN where no metric needs it
     boxed: np.ndarray  # bool [queries]: whether the run gave boxes for it
 
 
@@ -132,7 +135,13 @@ def find_in_rankings(task: Task, rankings: Iterable[Ranking]) -> Iterator[Found]
         is_relevant[relevant] = True
         at = np.flatnonzero(is_relevant[ranking.positions])
         is_relevant[relevant] = False
-        yield Found(number, at + 1, ranking.positions[at], None if ranking.boxes is None else ranking.boxes[at])
+        boxes = None if ranking.boxes is None else ranking.boxes[at[: count_boxed(at + 1)]]
+        yield Found(number, at + 1, ranking.positions[at], boxes)
+
+
+def count_boxed(ranks: np.ndarray) -> int:
+    """Of how many hits, by rank, a metric looks at the boxes: of those up to the largest K, and of the first one."""
+    return max(1, int(np.searchsorted(ranks, RANKS[-1], side="right")))
 
 
 def gather_hits(task: Task, found: Iterable[Found]) -> Hits:
@@ -143,14 +152,15 @@ def gather_hits(task: Task, found: Iterable[Found]) -> Hits:
     for number, ranks_of_query, positions, boxes in found:
         queries.append(np.full(len(positions), number, dtype=np.int64))
         ranks.append(ranks_of_query)
+        ious.append(np.full(len(positions), np.nan))
         if boxes is None:
-            ious.append(np.full(len(positions), np.nan))
             continue
         boxed[number] = True
         key = int(task.instances[number]), int(task.kinds[number])
         if key not in truths:
             truths[key] = true_boxes(task, number)
-        ious.append(best_ious(boxes, np.searchsorted(task.relevant[number], positions), truths[key]))
+        images = np.searchsorted(task.relevant[number], positions[: len(boxes)])
+        ious[-1][: len(boxes)] = best_ious(boxes, images, truths[key])
     numbers = np.concatenate(queries)
     order = np.argsort(numbers, kind="stable")
     return Hits(numbers[order], np.concatenate(ranks)[order], np.concatenate(ious)[order], boxed)

@@ -96,3 +96,33 @@ def test_the_files_for_trec_eval_give_it_the_same_figures(tmp_path):
     ours = report["groups"]["all"]["mAP"]
     rivals = {query: [path for path in ranked[query] if competes(annotations, query, path)] for query in relevant}
     assert ours == pytest.approx(np.mean([average_precision(rivals[query], relevant[query]) for query in relevant]))
+
+
+@pytest.mark.parametrize("form", ["run dict.json", "features"])
+def test_ranx_comes_to_the_same_figures(tmp_path, form):
+    """Of our files, and of its own form of runs. It is no requirement: its compiler is not there for every Python."""
+    ranx = pytest.importorskip("ranx")
+    annotations = make_annotations(random.Random(61))
+    gallery, vectors = gallery_of(annotations), random_vectors(annotations)
+    ranked = {query: by_cosine(query, gallery, vectors) for query in queries_of(annotations)}
+    if form == "features":
+        np.savez(str(tmp_path / "f.npz"), paths=np.array(list(vectors)), features=np.stack(list(vectors.values())))
+        scored = ("--features", tmp_path / "f.npz")
+    else:
+        run = {query: {path: -float(rank) for rank, path in enumerate(paths)} for query, paths in ranked.items()}
+        ranx.Run(run).save(str(tmp_path / "run.json"))
+        scored = ("--rankings", tmp_path / "run.json")
+    written = ("--qrels", tmp_path / "out.qrels", "--trec", tmp_path / "out.trec")
+    _, report, _ = score_file(tmp_path, annotations, *scored, *written)
+    qrels = ranx.Qrels.from_file(str(tmp_path / "out.qrels"), kind="trec")
+    theirs = ranx.Run.from_file(str(tmp_path / "out.trec"), kind="trec")
+    names = {
+        "map": "mAP",
+        "mrr": "MRR",
+        "hit_rate@5": "hit@5",
+        "recall@10": "recall@10",
+        "precision@10": "precision@10",
+    }
+    figures = ranx.evaluate(qrels, theirs, list(names), make_comparable=True)
+    for name, ours in names.items():
+        assert report["groups"]["all"][ours] == pytest.approx(figures[name]), name
