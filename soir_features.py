@@ -313,8 +313,10 @@ def score_images(features: Features, task: Task, numbers: list[int]) -> Iterator
     with progress_bar("scoring", total=len(numbers)) as bar:
         for kind, candidates in enumerate(task.candidates):
             asking = [n for n in numbers if task.kinds[n] == kind and task.queries[n] in features.rows]
+            if not asking:
+                continue
             columns = make_columns(features, task, candidates)
-            if not asking or not len(columns.rows):
+            if not len(columns.rows):
                 continue
             step = max(1, BLOCK // max(len(columns.rows), features.vectors.shape[1]))
             buffer = np.empty((min(step, len(features.lengths)), len(columns.vectors)), dtype=np.float32)
