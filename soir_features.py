@@ -29,8 +29,8 @@ from soir_loading import load_values
 from soir_protocol import Found, Ranking, Task, count_boxed
 from soir_runs import as_boxes
 
-# Similarities that are held at a time, 128 MB: to 55,000 images, of 580 queries. Of half as many, the product would take
-# 10 % longer; of three times as many, 15 % less.
+# Similarities that are held at a time, 128 MB: of 580 queries to 55,000 images. In blocks of half the size, the product
+# would take 10 % longer; of three times the size, 15 % less.
 BLOCK = 32_000_000
 
 # Numbers of vectors that are looked at at a time: 8 MB.
