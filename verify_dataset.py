@@ -33,6 +33,7 @@ import os
 import random
 import sys
 from collections import Counter, defaultdict
+from contextlib import suppress
 from typing import Any, Iterable, NamedTuple
 
 import numpy as np
@@ -68,10 +69,11 @@ from soir_pictures import (
     QUERY_COLOUR,
     Tile,
     draw_tile,
+    draw_zoom,
     lay_out,
     open_photograph,
-    write_png,
-    zoom_on,
+    short_names,
+    write_pages,
 )
 
 # Every check: whether it finds errors or warnings, and what it finds. The names are stable, for whoever reads the JSON.
@@ -440,54 +442,122 @@ def write_report(path: str, report: dict[str, Any]) -> None:
 # ------------------------------------------------------------------------------------------------------------- preview
 
 
-def draw_preview(entries: Annotations, base_path: str | None, count: int) -> Image.Image | None:
-    """One picture with one row per instance: a query with mask and box, then gallery images that show the instance,
-    each with a zoom. None if no instance has both.
+class Choice(NamedTuple):
+    """What the command line wants to see in the preview."""
+
+    set_name: str | None  # in any case; None for all sets
+    instances: list[int] | None  # None for some of each set
+    most: int  # instances of each set, where none are named
+    queries: int  # per instance
+    gallery: int  # gallery images per instance
+    order: str  # of instances and of gallery images: "random", "smallest" or "id"
+
+
+def draw_preview(
+    entries: Annotations, sizes: dict[str, Size], base_path: str | None, choice: Choice
+) -> list[Image.Image]:
+    """Pages with one row per instance: queries with mask and box, then gallery images that show the instance, each
+    with a zoom. None if no instance has both.
+
+    sizes  (height, width) of the images, as far as they are known
+    Raises SoirError if no image can be read.
     """
     rows = []
     for name, (queries, gallery) in list(by_set(entries).items())[:MAX_SETS]:
-        query_paths, gallery_paths = defaultdict(list), defaultdict(list)
-        for path, entry in queries.items():
-            for instance in instances_of(entry):
-                query_paths[instance].append(path)
-        for path, entry in gallery.items():
-            for instance in set(entry["ins"]):
-                gallery_paths[instance].append(path)
-        both = sorted(query_paths.keys() & gallery_paths.keys())
-        rng = random.Random(0)
-        for instance in sorted(rng.sample(both, min(count, len(both)))):
-            query = rng.choice(query_paths[instance])
-            tiles = [query_tile(query, queries[query], base_path)]
-            for path in rng.sample(gallery_paths[instance], min(2, len(gallery_paths[instance]))):
-                tiles += gallery_tiles(path, gallery[path], instance, base_path)
+        if choice.set_name is not None and choice.set_name.lower() != name.lower():
+            continue
+        queries_of, gallery_of = group_by_instance(queries), group_by_instance(gallery)
+        both = sorted(queries_of.keys() & gallery_of.keys())
+        shares = {
+            (path, instance): share_of_instance(gallery[path], instance, sizes.get(path))
+            for instance in both
+            for path in gallery_of[instance]
+        }
+        for instance in choose_instances(both, gallery_of, shares, choice):
+            rng = random.Random(instance)
+            shown_queries = rng.sample(queries_of[instance], min(choice.queries, len(queries_of[instance])))
+            paths = list(gallery_of[instance])
+            if choice.order == "random":
+                rng.shuffle(paths)
+            elif choice.order == "smallest":
+                paths.sort(key=lambda path: shares[path, instance])
+            paths = paths[: choice.gallery]
+            names = short_names([*shown_queries, *paths])
+            tiles = [
+                tile for path in shown_queries for tile in query_tiles(path, names[path], queries[path], base_path)
+            ]
+            for path in paths:
+                tiles += gallery_tiles(path, names[path], gallery[path], instance, base_path)
             rows.append((f"{label_of(name)}, instance {instance}", tiles))
-    return lay_out(rows) if rows else None
+    if rows and not any(tile.image for _, tiles in rows for tile in tiles):
+        raise SoirError("no image of the preview can be read: name the folder that their paths start at, --base-path")
+    return lay_out(rows)
 
 
-def query_tile(path: str, entry: Entry, base_path: str | None) -> Tile:
+def group_by_instance(entries: Annotations) -> dict[int, list[str]]:
+    """Instance -> paths of the entries that show it."""
+    paths = defaultdict(list)
+    for path, entry in entries.items():
+        for instance in dict.fromkeys(instances_of(entry)):
+            paths[instance].append(path)
+    return paths
+
+
+def share_of_instance(entry: Entry, instance: int, size: Size | None) -> float:
+    """The smallest share, in % of the image, that a box of an instance covers; infinite if nobody knows."""
+    return (
+        min((box_share(box, size) for box in boxes_of_instance(entry, instance)), default=math.inf)
+        if size
+        else math.inf
+    )
+
+
+def choose_instances(
+    instances: list[int], gallery_of: dict[int, list[str]], shares: dict[tuple[str, int], float], choice: Choice
+) -> list[int]:
+    """The instances to draw, of those of a set that have queries and gallery images."""
+    if choice.instances is not None:
+        return [instance for instance in choice.instances if instance in set(instances)]
+    if choice.order == "id":
+        return instances[: choice.most]
+    if choice.order == "smallest":
+        smallest = {i: min(shares[path, i] for path in gallery_of[i]) for i in instances}
+        return sorted(instances, key=lambda instance: (smallest[instance], instance))[: choice.most]
+    return sorted(random.Random(0).sample(instances, min(choice.most, len(instances))))
+
+
+def query_tiles(path: str, name: str, entry: Entry, base_path: str | None) -> list[Tile]:
+    """A query with its box and the outline of its mask, and a zoom on them."""
     photograph = open_photograph(path, base_path)
     if photograph is None:
-        return Tile(f"query {path[-40:]}: cannot be read", None)
+        return [Tile(f"query {name}: cannot be read", None)]
     try:
-        mask = decode_mask(entry["mask"]) if "mask" in entry else None
+        masks = [decode_mask(mask) for mask in masks_of(entry)]
     except ValueError:  # --sample-masks may have left it out
-        return Tile(f"query ...{path[-25:]}: the mask is faulty", None)
+        return [Tile(f"query {name}: its mask is faulty", None)]
     box = pixel_box(entry["bbox"], (photograph.height, photograph.width))
-    return Tile(f"query ...{path[-38:]}", draw_tile(photograph, [box], QUERY_COLOUR, mask))
+    return [
+        Tile(f"query {name}", draw_tile(photograph, [box], QUERY_COLOUR, masks)),
+        Tile("zoom", draw_zoom(photograph, box, [box], QUERY_COLOUR, masks)),
+    ]
 
 
-def gallery_tiles(path: str, entry: Entry, instance: int, base_path: str | None) -> list[Tile]:
-    """The whole image with the boxes of an instance, and a zoom on the first of them."""
+def gallery_tiles(path: str, name: str, entry: Entry, instance: int, base_path: str | None) -> list[Tile]:
+    """A gallery image with the boxes and masks of an instance, and a zoom on the first of them."""
     photograph = open_photograph(path, base_path)
     if photograph is None:
-        return [Tile(f"gallery ...{path[-30:]}: cannot be read", None)]
+        return [Tile(f"gallery {name}: cannot be read", None)]
     size = photograph.height, photograph.width
     boxes = [pixel_box(box, size) for box in boxes_of_instance(entry, instance)]
-    zoom, zoom_box = zoom_on(photograph, boxes[0])
+    masks = []
+    for mask, number in zip(masks_of(entry), entry["ins"]):
+        with suppress(ValueError):
+            if number == instance:
+                masks.append(decode_mask(mask))
     share = box_share(boxes[0], size)
     return [
-        Tile(f"gallery ...{path[-36:]}", draw_tile(photograph, boxes, GALLERY_COLOUR)),
-        Tile(f"zoom, {share:.1f} % of the image", draw_tile(zoom, [zoom_box], GALLERY_COLOUR)),
+        Tile(f"gallery {name}", draw_tile(photograph, boxes, GALLERY_COLOUR, masks)),
+        Tile(f"zoom, {share:.1f} % of the image", draw_zoom(photograph, boxes[0], boxes, GALLERY_COLOUR, masks)),
     ]
 
 
@@ -518,11 +588,21 @@ def parse_args() -> argparse.Namespace:
     add("--detections", metavar="FILE", help="objects that a detector found: captions.pt, or COCO results as .json")
     add("--min-score", type=score, default=0.2, metavar="S", help="score from which a detection counts (default: 0.2)")
     add("--strict", action="store_true", help="exit with 1 on warnings too")
-    add("--preview", type=png_name, metavar="FILE.png", help="draw some queries and gallery images, masks and boxes")
-    add("--preview-count", type=positive, default=3, metavar="N", help="instances of each set in it (default: 3)")
+    preview = parser.add_argument_group("preview")
+    add = preview.add_argument
+    add("--preview", type=png_name, metavar="FILE.png", help="draw queries and gallery images with masks and boxes")
+    add("--preview-count", type=positive, metavar="N", help="instances of each set (default: 3)")
+    add("--instances", type=int, nargs="+", metavar="ID", help="these instances")
+    add("--set", metavar="NAME", help="this set only")
+    add("--queries", type=positive, metavar="N", help="queries of each instance (default: 1)")
+    add("--gallery", type=positive, metavar="N", help="gallery images of each instance (default: 2)")
+    add("--order", choices=("smallest", "random", "id"), help="which come first (default: random)")
     args = parser.parse_args()
     if args.report is None and args.verbose:
         args.report = f"{os.path.splitext(args.ann_file)[0]}_verification.json"
+    for option in ("preview_count", "instances", "set", "queries", "gallery", "order"):
+        if getattr(args, option) is not None and not args.preview:
+            parser.error(f"--{option.replace('_', '-')} says what is in the picture: it goes with --preview FILE.png")
     return args
 
 
@@ -563,14 +643,23 @@ def main() -> int:
 
     errors, warnings = findings.count("error"), findings.count("warning")
     passed = not errors and not (args.strict and (warnings or doubts))
-    picture = None
+    written = []
     if args.report:
         write_report(args.report, make_report(args.ann_file, passed, findings, figures))
+        written.append(args.report)
+    pages: list[Image.Image] = []
     if args.preview:
         drawable = {path: entry for path, entry in entries.items() if path not in findings.faulty}
-        picture = draw_preview(drawable, base_path, args.preview_count)
-        if picture:
-            write_png(args.preview, picture)
+        choice = Choice(
+            args.set,
+            args.instances,
+            args.preview_count or 3,
+            args.queries or 1,
+            args.gallery or 2,
+            args.order or "random",
+        )
+        pages = draw_preview(drawable, sizes, base_path, choice)
+        written += write_pages(args.preview, pages)
 
     if figures:
         print_statistics(figures)
@@ -578,14 +667,18 @@ def main() -> int:
     print_findings(doubts, skipped="skipped of the detections", noticed="noticed of the detections")
     if findings.counts["path-missing"] == len(annotations):
         print(f"\nNone of the images is there: {hint_at_base(list(annotations), base_path)}.")
-    if args.preview and not picture:
-        print("\nThere is nothing to preview: no instance has both a query and a gallery image without errors.")
-    written = [path for path in (args.report, picture and args.preview) if path]
+    if args.preview and not pages:
+        wanted = " of these" if args.set or args.instances else ""
+        print(
+            f"\nThere is nothing to preview: no instance{wanted} has both a query and a gallery image without errors."
+        )
     if written:
         print(f"\nwrote {', '.join(written)}")
     verdict = "PASSED" if passed else "FAILED"
     left_out = ", images not looked for" if args.skip_paths else ""
-    left_out += f", {args.sample_masks:,} masks checked at most" if args.sample_masks else ""
+    masks = sum(len(masks_of(entry)) for entry in entries.values())
+    checked = "all" if args.sample_masks and args.sample_masks >= masks else f"{args.sample_masks or 0:,} of"
+    left_out += f", {checked} {masks:,} masks checked" if args.sample_masks else ""
     print(f"\n{verdict}: {errors:,} errors, {warnings:,} warnings in {len(annotations):,} entries{left_out}")
     return 0 if passed else 1
 

@@ -27,12 +27,11 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path[:0] = [ROOT, os.path.join(ROOT, "examples")]
 
 import make_sample  # noqa: E402
-from safe_loading import load_annotations  # noqa: E402
 
 import create_dataset  # noqa: E402
 import create_instre_subsets  # noqa: E402
 import verify_dataset  # noqa: E402
-from soir_common import save_annotations  # noqa: E402
+from soir_common import load_annotations, save_annotations  # noqa: E402
 
 # The real sizes.
 OWID_INSTANCES, OWID_FRAMES, OWID_IMAGES, OWID_ANNOTATIONS = 9691, 40, 55_000, 180_000
@@ -62,6 +61,16 @@ try:
     runpy.run_path(sys.argv[0], run_name="__main__")
 except SystemExit as end:
     assert not end.code, end.code
+"""
+
+# What comes before the ranking of images by their objects.
+RANK_OBJECTS = """
+from soir_common import load_annotations
+from soir_console import Findings
+from soir_features import find_by_features, read_features
+from soir_protocol import gather_hits, make_task
+task = make_task(load_annotations({!r}))
+features = read_features({!r}, task.annotations, Findings())
 """
 
 
@@ -312,6 +321,92 @@ def bench_help(_, repeats):
         yield f"{script} --help, more than python -c pass", 1e3 * (ours - floor), "ms", None, 150
 
 
+def bench_evaluate(folder, repeats):
+    """The whole command against the product of the same matrices, or the reading of the same file. Of any scale."""
+    folder = os.path.join(folder, "scoring")
+    if not os.path.isdir(folder):
+        os.makedirs(f"{folder}.unfinished")
+        make_scoring_files(f"{folder}.unfinished")
+        os.rename(f"{folder}.unfinished", folder)
+
+    def rows(what, files, floor, setup, target, *, memory=None):
+        ann_file, option, file = files
+        paths = [os.path.join(folder, name) for name in (ann_file, file)]
+        ours, least = [], []
+        for _ in range(repeats):
+            least.append(probe(floor.format(paths[1]), setup.format(paths[1])))
+            ours.append(run("evaluate_retrieval.py", "--ann-file", paths[0], option, paths[1]))
+        yield f"evaluate, {what}, CPU", best(ours)[1], "s", best(least)[1], target
+        if memory:
+            yield "evaluate, the same, memory that it takes", best(ours)[3], "MiB", best(least)[3], memory
+
+    load = "import numpy; vectors = numpy.load({!r})['features']"
+    for queries, target in ((2000, 3.0), (8000, 1.7)):
+        product = f"vectors[:{queries}] @ vectors[{queries}:].T"
+        files = f"{queries}.pt", "--features", f"{queries}.npz"
+        yield from rows(f"{queries:,} queries by features", files, product, load, target)
+    files = [os.path.join(folder, name) for name in ("robotools.pt", "objects.npz")]
+    ours, least = [], []
+    for _ in range(repeats):
+        least.append(probe("vectors[:2000] @ vectors[2000:].T", load.format(files[1])))
+        ours.append(probe("gather_hits(task, find_by_features(features, task))", RANK_OBJECTS.format(*files)))
+    yield "evaluate, ranking by objects, CPU", best(ours)[1], "s", best(least)[1], 1.5
+    for name, target in (("paths", 3.0), ("scored", 5.0)):
+        files = "robotools.pt", "--rankings", f"{name}.json"
+        yield from rows(f"rankings, {name}", files, "json.load(open({!r}))", "import json", target)
+    files = "robotools.pt", "--rankings", "results.pt"
+    yield from rows(
+        "results of the paper's code", files, "torch.load({!r}, weights_only=True)", "import torch", 2.5, memory=1.5
+    )
+
+
+def make_scoring_files(folder):
+    """Annotation files of 2,000 and 8,000 queries and one like RoboTools, features and rankings for them."""
+    import torch
+
+    random_numbers = np.random.RandomState(0)
+    for queries, images in ((2000, 20_000), (8000, 40_000)):
+        entries = make_entries(queries, images, queries // 20, 3)
+        save_annotations(entries, os.path.join(folder, f"{queries}.pt"))
+        vectors = random_numbers.randn(len(entries), 512).astype(np.float32)
+        np.savez(os.path.join(folder, f"{queries}.npz"), paths=np.array(list(entries)), features=vectors)
+    entries = make_entries(ROBOTOOLS_INSTANCES * ROBOTOOLS_FRAMES, ROBOTOOLS_IMAGES, ROBOTOOLS_INSTANCES, 6)
+    save_annotations(entries, os.path.join(folder, "robotools.pt"))
+    queries = [path for path, entry in entries.items() if entry["is_query"]]
+    gallery = [path for path, entry in entries.items() if not entry["is_query"]]
+
+    names = [path for path in entries for _ in range(1 if entries[path]["is_query"] else 15)]
+    vectors = random_numbers.randn(len(names), 512).astype(np.float32)
+    boxes = np.tile([0.0, 0, 9, 9], (len(names), 1))
+    np.savez(os.path.join(folder, "objects.npz"), paths=np.array(names), features=vectors, boxes=boxes)
+
+    rankings = {query: [gallery[i] for i in random_numbers.permutation(len(gallery))] for query in queries}
+    scores = -np.sort(-random_numbers.rand(len(queries), len(gallery)))
+    scored = {query: list(zip(rankings[query], row)) for query, row in zip(queries, scores.tolist())}
+    for name, content in (("paths", rankings), ("scored", scored)):
+        with open(os.path.join(folder, f"{name}.json"), "w") as file:
+            json.dump(content, file)
+    results = {"queries": queries, "gallery": gallery, "similarities": torch.tensor(scores, dtype=torch.float32)}
+    copies = {query: ["".join(path) for path in ranking] for query, ranking in rankings.items()}
+    torch.save({"knns": copies, **results}, os.path.join(folder, "results.pt"))
+
+
+def make_entries(queries, images, instances, objects):
+    """Entries like OWID's, of which each image shows so many objects."""
+    rng, entries = random.Random(0), {}
+    for i in range(queries):
+        mask = {"size": [480, 640], "counts": "0" * 40 + str(i)}
+        entry = {"bbox": (10, 10, 200, 200), "mask": mask, "is_query": True, "ins": i % instances, "set": "OWID"}
+        entries[f"data/OWID/P1/{i % instances}/rgb/{i // instances:06d}.jpg"] = entry
+    for i in range(images):
+        masks = [{"size": [480, 640], "counts": "0" * 40 + str(i)} for _ in range(objects)]
+        boxes = [(10 + number, 10, 40 + number, 40) for number in range(objects)]
+        ids = [rng.randrange(instances) for _ in range(objects)]
+        entry = {"bbox": boxes, "mask": masks, "is_query": False, "ins": ids, "set": "OWID"}
+        entries[f"data/OWID/P2/images/{i:06d}.jpg"] = entry
+    return entries
+
+
 # --------------------------------------------------------------------------------------------------------------- script
 
 
@@ -345,6 +440,7 @@ ROWS = {
     "verify": bench_verify,
     "paths": bench_paths,
     "instre": bench_instre,
+    "evaluate": bench_evaluate,
     "help": bench_help,
 }
 

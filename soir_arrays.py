@@ -1,0 +1,114 @@
+"""Arrays of strangers: from .npz files, and from values that may be anything; sizes are checked before believed.
+
+from soir_arrays import as_matrix, check_size, load_npz
+"""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from typing import Any
+
+import numpy as np
+
+from soir_files import SoirError, open_regular
+
+# No file of features or of rankings is compressed by more; one of a megabyte could unpack to a gigabyte of zeros.
+MAX_RATIO = 100
+
+
+def load_npz(path: str) -> dict[str, np.ndarray]:
+    """The arrays of a .npz file, by name: of numbers or of text. Raises SoirError."""
+    try:
+        with open_regular(path) as file, np.load(file, allow_pickle=False) as archive:
+            limit = MAX_RATIO * os.fstat(file.fileno()).st_size
+            check_size(sum(info.file_size for info in archive.zip.infolist()), limit)
+            for info in archive.zip.infolist():
+                _check_header(archive.zip, info, limit)
+            arrays = {name: archive[name] for name in archive.files}
+            for name, array in arrays.items():
+                _check_text(name, array)
+            return arrays
+    except OSError as error:
+        raise SoirError(f"cannot read {path}: {error.strerror or error}") from error
+    except Exception as error:  # a broken archive can raise anything
+        reason = (str(error) or type(error).__name__).splitlines()[0][:200]
+        raise SoirError(f"{path} was not loaded, for it is no .npz of numbers and text: {reason}") from error
+
+
+def _check_header(archive: zipfile.ZipFile, info: zipfile.ZipInfo, limit: int) -> None:
+    """Raise ValueError if an array claims other items than are there: items of no bytes can be any number of them."""
+    with archive.open(info) as file:
+        version = np.lib.format.read_magic(file)
+        if version not in ((1, 0), (2, 0)):
+            raise ValueError(f"an array of version {version[0]}.{version[1]}")
+        read_header = np.lib.format.read_array_header_1_0 if version[0] == 1 else np.lib.format.read_array_header_2_0
+        shape, _, dtype = read_header(file)
+        header = file.tell()
+    if dtype.hasobject:
+        raise ValueError("it holds objects, which could run code")
+    if dtype.kind not in "fiubcU" or dtype.itemsize == 0 or max(shape, default=0) > limit:
+        raise ValueError(f"an array of shape {shape} and type {dtype.str}"[:100])
+    size = dtype.itemsize
+    for length in shape:
+        size *= int(length)
+    if header + size != info.file_size:
+        raise ValueError(f"an array of shape {shape} in {info.file_size:,} bytes"[:100])
+
+
+def _check_text(name: str, array: np.ndarray) -> None:
+    """Raise ValueError if an array of text has a code point that no text has: to read such an item is an error."""
+    if array.dtype.kind == "U" and array.size:
+        points = np.ascontiguousarray(array).view(np.dtype(np.uint32).newbyteorder(array.dtype.byteorder))
+        if points.max() > 0x10FFFF:
+            raise ValueError(f"the text of {name[:40]} has a character beyond U+10FFFF")
+
+
+def check_size(size: int, limit: int) -> None:
+    """Raise ValueError if values take more bytes than a file of theirs can hold."""
+    if size > limit:
+        raise ValueError(f"unpacked, it is over {MAX_RATIO} times as large, which features never are")
+
+
+def as_matrix(value: Any, dimensions: int, limit: int) -> np.ndarray | None:
+    """An array of real numbers of so many dimensions, from an array or from lists; None if it is nothing of the sort.
+
+    limit  bytes that it may take. An array can claim any size, and a list can be in the file once and stand for
+           thousands: raises ValueError.
+    """
+    if isinstance(value, np.ndarray):
+        check_size(value.size * value.dtype.itemsize, limit)
+        return value if value.dtype.kind in "fiub" and value.ndim == dimensions else None
+    if not isinstance(value, (list, tuple)):
+        return None
+    if dimensions == 1:
+        check_size(4 * len(value), limit)
+        if not all(type(number) in (int, float) for number in value):
+            return None
+        try:
+            array = np.array(value)
+        except OverflowError:  # an integer beyond any float
+            return None
+        return array if array.dtype.kind in "fiu" else None
+    rows: list[np.ndarray] = []
+    for item in value:
+        row = as_matrix(item, dimensions - 1, limit)
+        if row is None or rows and row.shape != rows[0].shape:
+            return None
+        rows.append(row)
+        limit -= row.nbytes
+        check_size(0, limit)
+    return np.stack(rows) if rows else None
+
+
+def as_texts(value: Any, limit: int) -> list[str] | None:
+    """A list of texts, from a list or an array of text; None if it is neither. Raises ValueError as `as_matrix`."""
+    if isinstance(value, np.ndarray):
+        if value.ndim != 1 or value.dtype.kind != "U":
+            return None
+        check_size(value.size * value.dtype.itemsize, limit)
+        texts: list[str] = value.tolist()
+        return texts
+    if isinstance(value, (list, tuple)) and all(isinstance(text, str) for text in value):
+        return list(value)
+    return None

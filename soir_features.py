@@ -1,0 +1,409 @@
+"""Features: read one vector per image or several, and rank the gallery by cosine similarity.
+
+    from soir_features import read_features, find_by_features, rank_by_features
+
+The file is .pt (as torch.save wrote it) or .npz, and holds one of
+
+    path -> vector [dimension], or matrix [objects, dimension], or {"vectors": matrix, "boxes": [objects, 4] or None}
+    `paths` (a path once per vector), `features` [vectors, dimension] and perhaps `boxes` [vectors, 4]
+
+The score of an image is that of its best object (max-sim); of a query with several vectors, that of the best pair. The
+box of that object is the localization. Equal vectors have equal scores, whatever the library that multiplies matrices:
+each distinct vector is multiplied once. Equal scores are in the order of the gallery in the annotation file.
+"""
+
+from __future__ import annotations
+
+from soir_console import Findings, progress_bar
+
+import os
+from collections import Counter
+from typing import Any, Iterator, NamedTuple
+
+import numpy as np
+
+from soir_arrays import MAX_RATIO, as_matrix, as_texts, load_npz
+from soir_common import Annotations, shorten
+from soir_files import SoirError, no_garbage_collection
+from soir_loading import load_values
+from soir_protocol import Found, Ranking, Task, count_boxed
+from soir_runs import as_boxes
+
+# Similarities that are held at a time, 128 MB: of 580 queries to 55,000 images. In blocks of half the size, the product
+# would take 10 % longer; of three times the size, 15 % less.
+BLOCK = 32_000_000
+
+# Numbers of vectors that are looked at at a time: 8 MB.
+CHUNK = 2_000_000
+
+# Of up to so many relevant images, each is compared with all others; of more, the similarities are sorted once.
+# Where both take the same time depends on the processor: between 20 (sorting with AVX-512) and 500.
+FEW = 32
+
+
+class Features(NamedTuple):
+    """The vectors of images, one or several per image."""
+
+    vectors: np.ndarray  # any real type [V, dimension]
+    lengths: np.ndarray  # float64 [V]: Euclidean length of each; 0 for one that cannot be used
+    rows: dict[str, np.ndarray]  # path -> int64 [objects]: its usable vectors
+    boxes: np.ndarray | None  # float64 [V, 4], NaN where there is none; None if no image has boxes
+
+
+class Objects(NamedTuple):
+    """The vectors of an image as they are in a file."""
+
+    vectors: np.ndarray  # any real type [objects, dimension]
+    boxes: np.ndarray | None  # float64 [objects, 4]
+
+
+class Columns(NamedTuple):
+    """The gallery that queries of one kind compete over, as columns of a matrix of similarities."""
+
+    positions: np.ndarray  # int64 [images], in the gallery: of the images that have vectors
+    column_of: np.ndarray  # int64 [gallery]: which image of these a position is; -1 for none
+    rows: np.ndarray  # int64 [objects]: the vectors, image by image
+    starts: np.ndarray  # int64 [images]: where in `rows` the objects of each image begin
+    vectors: np.ndarray  # float32 [distinct, dimension], of length 1
+    copies: np.ndarray | None  # int64 [objects]: which of `vectors` each is; None: each is its own
+
+
+class Scored(NamedTuple):
+    """The similarities of a query."""
+
+    number: int  # of the query
+    columns: Columns
+    images: np.ndarray  # float32 [images]
+    objects: np.ndarray  # float32 [objects]
+
+
+# ------------------------------------------------------------------------------------------------------------- reading
+
+
+def read_features(path: str, annotations: Annotations, findings: Findings) -> Features:
+    """The features of the images of an annotation file; what cannot be used is listed. Raises SoirError."""
+    with no_garbage_collection():
+        content = load_npz(path) if path.lower().endswith(".npz") else load_values(path, arrays=True)
+        try:
+            if not isinstance(content, dict) or not content:
+                raise ValueError("expected a dict, path -> vector, or paths and features")
+            limit = MAX_RATIO * os.path.getsize(path)
+            if set(content) in ({"paths", "features"}, {"paths", "features", "boxes"}):
+                features = read_index(content, annotations, limit)
+            else:
+                features = read_images(path, content, annotations, limit, findings)
+        except (OSError, ValueError) as error:
+            raise SoirError(f"{path} holds no features: {error}") from error
+    if not features.rows:
+        raise _of_no_image(path, list(content.get("paths", content))[:1], annotations)
+    return without_unusable(features, annotations, findings)
+
+
+def read_index(content: dict[str, Any], annotations: Annotations, limit: int) -> Features:
+    """The features of `paths`, `features`, and perhaps `boxes`. Raises ValueError if they do not go together."""
+    paths = as_texts(content["paths"], limit)
+    vectors = as_matrix(content["features"], 2, limit)
+    if paths is None or vectors is None or len(paths) != len(vectors):
+        raise ValueError("expected a list of paths, and a vector for each: a matrix [vectors, dimension]")
+    boxes = content.get("boxes")
+    if boxes is not None:
+        boxes = as_matrix(boxes, 2, limit)
+        if boxes is None or boxes.shape != (len(paths), 4):
+            raise ValueError("expected a box (x1, y1, x2, y2) for each vector in `boxes`")
+        boxes = as_boxes(boxes)
+    rows: dict[str, list[int]] = {}
+    for row, name in enumerate(paths):
+        if name in annotations:
+            rows.setdefault(name, []).append(row)
+    return Features(vectors, lengths_of(vectors), {name: np.array(r) for name, r in rows.items()}, boxes)
+
+
+def read_images(
+    path: str, content: dict[Any, Any], annotations: Annotations, limit: int, findings: Findings
+) -> Features:
+    """The features of path -> vector, matrix or dict. Raises SoirError, or ValueError."""
+    images: dict[str, Objects | None] = {}  # None: what there is cannot be used, and has been listed
+    example = next(iter(content))
+    for name in list(content):
+        objects = as_objects(name, content.pop(name), limit)
+        limit -= objects.vectors.nbytes if objects else 0
+        if objects is None:
+            findings.skip("feature that is no vector of numbers", shorten(name))
+        if name in annotations:
+            images[name] = objects
+    dimensions = Counter(objects.vectors.shape[1] for objects in images.values() if objects and len(objects.vectors))
+    if not dimensions:
+        raise _of_no_image(path, [example], annotations)
+    dimension = dimensions.most_common(1)[0][0]
+    for name, objects in images.items():
+        kind, outcome = _kind_of(name, annotations)
+        if objects and not len(objects.vectors):  # nothing was detected there, which is no fault of the file
+            findings.notice(f"{kind} without objects in the features, {outcome}", name)
+            images[name] = None
+        elif objects and objects.vectors.shape[1] != dimension:
+            findings.skip(f"{kind} whose feature is not of length {dimension}, like most, {outcome}", name)
+            images[name] = None
+    return stack(images, dimension)
+
+
+def stack(images: dict[str, Objects | None], dimension: int) -> Features:
+    """Put the vectors of images into one matrix. An image that is None has none of them."""
+    count = sum(len(objects.vectors) for objects in images.values() if objects)
+    vectors = np.empty((count, dimension), dtype=np.float32)
+    has_boxes = any(objects and objects.boxes is not None for objects in images.values())
+    boxes = np.full((count, 4), np.nan) if has_boxes else None
+    rows, start = {}, 0
+    with np.errstate(over="ignore", invalid="ignore"):  # what is beyond float32 becomes infinite, which is reported
+        for name in list(images):
+            objects = images[name]
+            stop = start + (len(objects.vectors) if objects else 0)
+            rows[name] = np.arange(start, stop)
+            if objects:
+                vectors[start:stop] = objects.vectors
+                if boxes is not None and objects.boxes is not None:
+                    boxes[start:stop] = objects.boxes
+            images[name], start = None, stop  # what is copied can go
+    return Features(vectors, lengths_of(vectors), rows, boxes)
+
+
+def as_objects(name: Any, value: Any, limit: int) -> Objects | None:
+    """The vectors of an image, from a value that may be anything; None if it is no vector, nor several.
+
+    Raises ValueError if it takes more than `limit` bytes, or is an array of three dimensions.
+    """
+    boxes = None
+    if isinstance(value, dict):
+        boxes, value = value.get("boxes"), value.get("vectors")
+    if isinstance(value, np.ndarray):
+        if value.ndim > 2:
+            raise ValueError(
+                f"the feature of {shorten(name)} is an array of {value.ndim} dimensions, {value.shape}: "
+                "expected a vector, or a matrix [objects, dimension]"
+            )
+        matrix = as_matrix(value, value.ndim, limit) if value.ndim else None
+    else:
+        matrix = as_matrix(value, 1, limit)
+    if matrix is None or not matrix.shape[-1]:
+        return None
+    matrix = matrix.reshape(-1, matrix.shape[-1])
+    if boxes is not None:
+        boxes = as_matrix(boxes, 2, limit) if len(matrix) else np.zeros((0, 4))
+        if boxes is None or boxes.shape != (len(matrix), 4):
+            return None
+        boxes = as_boxes(boxes)
+    return Objects(matrix, boxes)
+
+
+def lengths_of(vectors: np.ndarray) -> np.ndarray:
+    """float64 [V]: the length of each vector; 0 for one that is not finite."""
+    lengths = np.zeros(len(vectors))
+    step = max(1, CHUNK // max(1, vectors.shape[1]))
+    for start in range(0, len(vectors), step):
+        block = as_float32(vectors[start : start + step])
+        squares = np.einsum("ij,ij->i", block, block, dtype=np.float64)  # those of float32 may be beyond it
+        lengths[start : start + step] = np.sqrt(np.where(np.isfinite(squares), squares, 0))
+    return lengths
+
+
+def as_float32(vectors: np.ndarray) -> np.ndarray:
+    with np.errstate(over="ignore", invalid="ignore"):  # what is beyond float32 becomes infinite, which is reported
+        return vectors.astype(np.float32, copy=False)
+
+
+def without_unusable(features: Features, annotations: Annotations, findings: Findings) -> Features:
+    """The features without vectors that are not finite, or zero; images without a usable one are listed."""
+    usable: dict[str, np.ndarray] = {}
+    is_usable = features.lengths > 0
+    all_usable = bool(is_usable.all())
+    for name in annotations:
+        rows = features.rows.get(name)
+        sound = rows if rows is None or all_usable else rows[is_usable[rows]]
+        if sound is not None and len(sound):
+            usable[name] = sound
+        kind, outcome = _kind_of(name, annotations)
+        if rows is None or sound is None:
+            findings.skip(f"{kind} without a feature, {outcome}", name)
+        elif len(rows) and not len(sound):
+            findings.skip(f"{kind} whose feature is not finite, or zero, {outcome}", name)
+        elif len(sound) < len(rows):
+            findings.skip(f"{kind} with a vector that is not finite, or zero, left out", name)
+    return features._replace(rows=usable)
+
+
+def _kind_of(name: str, annotations: Annotations) -> tuple[str, str]:
+    """What an image is, and what comes of it if it has no feature that can be used."""
+    if annotations[name]["is_query"]:
+        return "query", "scored 0"
+    return "gallery image", "counted as not retrieved"
+
+
+def _of_no_image(path: str, found: list[Any], annotations: Annotations) -> SoirError:
+    what = f"paths like {shorten(found[0])}" if found else "nothing that is a vector of numbers"
+    expected = next(iter(annotations))
+    return SoirError(f"{path} has a feature for none of the images: expected paths like {expected}, found {what}")
+
+
+# ------------------------------------------------------------------------------------------------------------- ranking
+
+
+def find_by_features(features: Features, task: Task) -> Iterator[Found]:
+    """Yield where the relevant images of each query stand, without sorting the others.
+
+    Queries come kind by kind; those without a feature, or without relevant images, do not come at all.
+    """
+    numbers = [number for number, relevant in enumerate(task.relevant) if len(relevant)]
+    for scored in score_images(features, task, numbers):
+        columns = scored.columns
+        at = columns.column_of[task.relevant[scored.number]]
+        at = at[at >= 0]
+        ranks = ranks_of(scored.images, at)
+        order = np.argsort(ranks)
+        at, ranks, boxes = at[order], ranks[order], None
+        if features.boxes is not None:
+            boxes = features.boxes[best_objects(scored, at[: count_boxed(ranks)])]
+        yield Found(scored.number, ranks, columns.positions[at], boxes)
+
+
+def rank_by_features(features: Features, task: Task, numbers: list[int]) -> Iterator[tuple[int, Ranking]]:
+    """Yield (number, whole ranking) of some queries, kind by kind; none for those without a feature."""
+    for scored in score_images(features, task, numbers):
+        order = np.argsort(-scored.images, kind="stable")
+        boxes = None if features.boxes is None else features.boxes[best_objects(scored, order)]
+        positions = scored.columns.positions[order]
+        yield scored.number, Ranking(positions, scored.images[order].astype(np.float64), boxes)
+
+
+def ranks_of(similarities: np.ndarray, at: np.ndarray) -> np.ndarray:
+    """int64 [N]: the ranks, from 1, of some images when all are sorted by similarity, equal ones as they stand.
+
+    similarities  float32 [images]
+    at            int64 [N]: the images
+
+    Ahead of an image are those before it with a similarity as high, and those behind it with a higher one.
+    """
+    scores = similarities[at]
+    if len(at) <= FEW:
+        ahead = [
+            np.count_nonzero(similarities[:image] >= score) + np.count_nonzero(similarities[image + 1 :] > score)
+            for image, score in zip(at.tolist(), scores)
+        ]
+        return np.array(ahead, dtype=np.int64) + 1
+    ascending = np.sort(similarities)
+    order = np.argsort(scores)  # a search for sorted values is several times faster
+    last = np.empty(len(at), dtype=np.int64)
+    last[order] = np.searchsorted(ascending, scores[order], side="right")
+    ranks = len(similarities) - last + 1
+    for number in np.flatnonzero((last > 1) & (ascending[last - 2] == scores)):  # tied with another image
+        ranks[number] += np.count_nonzero(similarities[: at[number]] == scores[number])
+    return ranks
+
+
+def best_objects(scored: Scored, images: np.ndarray) -> np.ndarray:
+    """int64 [N]: the row of `Features` of the best object in each image, the first one of equals."""
+    columns = scored.columns
+    if len(columns.rows) == len(columns.starts):
+        return np.asarray(columns.rows[images])
+    ends = np.append(columns.starts[1:], len(columns.rows))
+    counts = ends[images] - columns.starts[images]
+    stops = np.cumsum(counts)
+    objects = np.arange(stops[-1] if len(stops) else 0) + np.repeat(columns.starts[images] - (stops - counts), counts)
+    is_best = np.flatnonzero(scored.objects[objects] == np.repeat(scored.images[images], counts))
+    first = is_best[np.searchsorted(is_best, stops - counts)]
+    return np.asarray(columns.rows[objects[first]])
+
+
+def score_images(features: Features, task: Task, numbers: list[int]) -> Iterator[Scored]:
+    """Yield the similarities of each of some queries that have features, kind by kind."""
+    with progress_bar("scoring", total=len(numbers)) as bar:
+        for kind, candidates in enumerate(task.candidates):
+            asking = [n for n in numbers if task.kinds[n] == kind and task.queries[n] in features.rows]
+            if not asking:
+                continue
+            columns = make_columns(features, task, candidates)
+            if not len(columns.rows):
+                continue
+            step = max(1, BLOCK // max(len(columns.rows), features.vectors.shape[1]))
+            buffer = np.empty((min(step, len(features.lengths)), len(columns.vectors)), dtype=np.float32)
+            for block in split_by_rows([features.rows[task.queries[n]] for n in asking], step):
+                yield from score_block(features, task, asking[block], columns, buffer)
+                bar.update(block.stop - block.start)
+
+
+def make_columns(features: Features, task: Task, candidates: np.ndarray) -> Columns:
+    """The gallery images of one kind that have vectors, and the distinct ones of these."""
+    positions = [position for position in candidates.tolist() if task.gallery[position] in features.rows]
+    rows_of_images = [features.rows[task.gallery[position]] for position in positions]
+    column_of = np.full(len(task.gallery), -1, dtype=np.int64)
+    column_of[positions] = np.arange(len(positions))
+    starts = np.cumsum([0, *map(len, rows_of_images)], dtype=np.int64)[:-1]
+    rows = np.concatenate(rows_of_images) if rows_of_images else np.zeros(0, dtype=np.int64)
+    vectors, copies = distinct_rows(unit_rows(features, rows))
+    return Columns(np.array(positions, dtype=np.int64), column_of, rows, starts, vectors, copies)
+
+
+def unit_rows(features: Features, rows: np.ndarray) -> np.ndarray:
+    """float32 [rows, dimension]: some vectors, made of length 1; divided in float64, so that v and 2 v are equal."""
+    units = np.empty((len(rows), features.vectors.shape[1]), dtype=np.float32)
+    step = max(1, CHUNK // max(1, units.shape[1]))
+    for start in range(0, len(rows), step):
+        chosen = rows[start : start + step]
+        block = as_float32(features.vectors[chosen])
+        np.divide(block, features.lengths[chosen, None], out=units[start : start + step], casting="same_kind")
+    units += 0.0  # -0.0 becomes 0.0, so that equal vectors are equal bytes
+    return units
+
+
+def distinct_rows(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+    """(the distinct rows, which of them each row is); (the matrix itself, None) if all are distinct.
+
+    A product of matrices may round equal columns differently, depending on where they stand.
+    """
+    if not matrix.size:
+        return matrix, None
+    if len(np.unique(as_bytes(matrix[:, :2]))) == len(matrix):  # most often, two numbers of each tell it already
+        return matrix, None
+    _, first, copies = np.unique(as_bytes(matrix), return_index=True, return_inverse=True)
+    return (matrix, None) if len(first) == len(matrix) else (matrix[first], copies.reshape(-1))
+
+
+def as_bytes(matrix: np.ndarray) -> np.ndarray:
+    """The rows of a float32 matrix as one item each: whole numbers where they have the size of one, else bytes."""
+    size = matrix.itemsize * matrix.shape[1]
+    kind = np.dtype(np.uint64) if size == 8 else np.dtype((np.void, size))
+    return np.ascontiguousarray(matrix).view(kind).reshape(-1)
+
+
+def split_by_rows(rows: list[np.ndarray], step: int) -> Iterator[slice]:
+    """Yield slices of queries that have at most `step` vectors together, or are one."""
+    start = held = 0
+    for stop, own in enumerate(rows):
+        if held and held + len(own) > step:
+            yield slice(start, stop)
+            start, held = stop, 0
+        held += len(own)
+    if held:
+        yield slice(start, len(rows))
+
+
+def score_block(
+    features: Features, task: Task, numbers: list[int], columns: Columns, buffer: np.ndarray
+) -> Iterator[Scored]:
+    """Yield the similarities of some queries, which are valid until the next block.
+
+    buffer  float32 [rows, distinct], to be used again and again: the system would clear new memory each time
+    """
+    rows = [features.rows[task.queries[number]] for number in numbers]
+    vectors, copies = distinct_rows(unit_rows(features, np.concatenate(rows)))
+    out = buffer[: len(vectors)] if len(vectors) <= len(buffer) else None
+    objects = np.matmul(vectors, columns.vectors.T, out=out)
+    if copies is not None:
+        objects = objects[copies]
+    if columns.copies is not None:
+        objects = np.take(objects, columns.copies, axis=1)
+    if len(objects) > len(rows):
+        objects = np.maximum.reduceat(objects, np.cumsum([0, *map(len, rows[:-1])]), axis=0)
+    images = objects
+    if len(columns.starts) < len(columns.rows):
+        images = np.maximum.reduceat(objects, columns.starts, axis=1)
+    for index, number in enumerate(numbers):
+        yield Scored(number, columns, images[index], objects[index])

@@ -1,0 +1,430 @@
+"""Runs: read the rankings of a retrieval run, in every form that people have, into one.
+
+    from soir_runs import read_run
+
+    rankings    JSON or .pt: query path -> gallery paths, best first; an item may be [path, score], [path, score, box].
+                Also below "knns", as the paper's code saves them, for all queries or in each
+    run dict    JSON or .pt: query path -> {gallery path: score} (ranx, pytrec_eval, BEIR); by score, falling
+    TREC        text: lines `query Q0 path rank score tag`; by score, as trec_eval does; white space percent-encoded
+    matrices    .npz or .pt: `queries` and `gallery` (paths), `indices` int [Q, K] into the gallery, best first, -1
+                where fewer were found (faiss); perhaps `scores` [Q, K], `boxes` [Q, K, 4]
+    similarity  .npz or .pt: `queries`, `gallery`, `similarities` [Q, gallery], as the paper's code saves them
+
+Scores fall or rise (distances). Where a list has an order of its own, they only tell which of its items are tied. Equal
+scores are put in the order of the gallery in the annotation file. An image that is listed once per object keeps its
+first place.
+"""
+
+from __future__ import annotations
+
+from soir_console import Findings, progress_bar
+
+import math
+import os
+from itertools import chain, repeat
+from typing import Any, Callable, Iterable, Iterator, NamedTuple, Sequence
+from urllib.parse import quote, unquote
+
+import numpy as np
+
+from soir_arrays import MAX_RATIO, as_matrix, as_texts, load_npz
+from soir_common import MAX_COORDINATE, is_box, shorten
+from soir_files import SoirError, no_garbage_collection, open_regular, read_json
+from soir_loading import check_repeats, load_values
+from soir_protocol import Ranking, Task
+
+FORMS = (
+    "a run is query path -> gallery paths (best first, perhaps [path, score, box]) or {path: score}, in JSON or .pt; "
+    "lines `query Q0 path rank score tag` of TREC; or queries, gallery and indices (or similarities) in .npz or .pt"
+)
+
+# What a path that is not in the gallery is, as a position; and what one of another set, or junk, is.
+UNKNOWN, OTHER = -1, -2
+
+# Reasons, as they are listed.
+ODD_PATH = "query that ranks a path that is no gallery image here, counted as wrong"
+ODD_SCORE = "query with a score that is no finite number, its image counted as not retrieved"
+ODD_BOX = "query with a box that is not (x1, y1, x2, y2), ignored"
+ODD_ORDER = "query whose scores neither fall nor rise, taken in the order of its list"
+
+
+class Listed(NamedTuple):
+    """What a file lists for a query: columns of one length, of which nothing has been checked."""
+
+    paths: Sequence[str | None]  # None: no text. To hash anything else can take forever
+    scores: Any = None  # a list or an array; None: there are none
+    boxes: Any = None
+    is_ordered: bool = True  # best first; else by score, falling
+
+
+class RunFile(NamedTuple):
+    """A run as it is in its file."""
+
+    queries: Iterable[Any]
+    listed: Callable[[str], Listed | None]  # query -> what is listed for it; None: no ranking
+
+
+def read_run(path: str, task: Task, findings: Findings) -> list[Ranking]:
+    """The ranking of each query of a task, in their order.
+
+    Raises SoirError if the file is in none of the forms, or has a ranking for none of the queries.
+    """
+    with no_garbage_collection():
+        run = open_run(path)
+        asked = set(task.queries)
+        names = list(run.queries)
+        if not any(name in asked for name in names):
+            found = f"paths like {shorten(names[0])}" if names else "nothing"
+            raise SoirError(
+                f"{path} has a ranking for none of the queries: expected paths like {task.queries[0]}, found {found}; "
+                + FORMS
+            )
+        for name in names:
+            if name not in asked and name not in task.others:
+                findings.skip("ranking of a path that is no query here", shorten(name))
+        numbers: dict[str | None, int] = dict.fromkeys(task.others, OTHER)
+        numbers.update((name, position) for position, name in enumerate(task.gallery))
+        allowed = [_allowed_positions(task, kind) for kind in range(len(task.candidates))]
+        rankings = []
+        for number, query in enumerate(progress_bar("reading", task.queries)):
+            listed = run.listed(query)
+            if listed is None:
+                findings.skip("query without a ranking, scored 0", query)
+                listed = Listed([])
+            rankings.append(read_ranking(query, listed, numbers, allowed[task.kinds[number]], findings))
+    return rankings
+
+
+def _allowed_positions(task: Task, kind: int) -> np.ndarray:
+    """bool [gallery + 2]: by position, whether an image stays in a ranking; at the end those of OTHER and UNKNOWN."""
+    allowed = np.zeros(len(task.gallery) + 2, dtype=bool)
+    allowed[task.candidates[kind]] = True
+    allowed[UNKNOWN] = True
+    return allowed
+
+
+# ------------------------------------------------------------------------------------------------------ a file's form
+
+
+def open_run(path: str) -> RunFile:
+    """Find out the form of a file. Raises SoirError if it has none of them."""
+    if path.lower().endswith(".npz"):
+        content: Any = load_npz(path)
+    elif path.lower().endswith((".pt", ".pth")):
+        content = load_values(path, arrays=True)
+    else:
+        content = read_text(path)
+    if not isinstance(content, dict):
+        raise SoirError(f"{path} holds no rankings, but a {type(content).__name__}: {FORMS}")
+    if isinstance(content.get("knns"), dict):
+        content = content["knns"]
+    elif "indices" in content or "similarities" in content:
+        return open_matrices(path, content)
+    if content and all(_list_of(value) is None for value in content.values()):
+        raise SoirError(f"{path} holds no rankings: {FORMS}")
+    check_repeats(path, (len(value) for value in map(_list_of, content.values()) if value is not None))
+    return RunFile(content, lambda query: listed_of(content.get(query)))
+
+
+def read_text(path: str) -> Any:
+    """What a text file holds: JSON, or a TREC run. Raises SoirError if it is neither."""
+    try:
+        with open_regular(path) as file:
+            start = file.read(2**16)
+    except FileNotFoundError:
+        raise SoirError(f"{path} is missing: {FORMS}") from None
+    except OSError as error:
+        raise SoirError(f"cannot read {path}: {error.strerror or error}") from error
+    first_line = start[3 * start.startswith(b"\xef\xbb\xbf") :].lstrip().partition(b"\n")[0]
+    if first_line[:1] in (b"{", b"["):
+        return read_json(path)
+    if len(first_line.split()) == 6:
+        return read_trec(path)
+    raise SoirError(f"{path} holds no run: {FORMS}")
+
+
+def _list_of(value: Any) -> Any:
+    """The list, dict or array of a query, which may be below "knns"; None if there is none."""
+    if isinstance(value, dict) and "knns" in value:
+        value = value["knns"]
+    if isinstance(value, np.ndarray):
+        return value if value.ndim == 1 and value.dtype.kind == "U" else None
+    return value if isinstance(value, (list, tuple, dict)) else None
+
+
+def listed_of(value: Any) -> Listed | None:
+    """What a file of rankings, or a run dict, holds for a query; None if that is no ranking."""
+    value = _list_of(value)
+    if value is None:
+        return None
+    if isinstance(value, dict):
+        paths = [path if isinstance(path, str) else None for path in value]
+        return Listed(paths, list(value.values()), is_ordered=False)
+    items = value.tolist() if isinstance(value, np.ndarray) else value
+    kinds = set(map(type, items))
+    if not kinds or kinds == {str}:
+        return Listed(items)
+    is_regular = kinds <= {list, tuple} and set(map(len, items)) in ({2}, {3})
+    columns: list[Any] = list(zip(*(items if is_regular else map(_row_of, items))))
+    if set(map(type, columns[0])) != {str}:
+        columns[0] = [path if isinstance(path, str) else None for path in columns[0]]
+    return Listed(*columns)
+
+
+def _row_of(item: Any) -> tuple[Any, Any, Any]:
+    """(path, score, box) of an item that may be anything: path, [path, score] or [path, score, box]."""
+    if isinstance(item, (list, tuple)):
+        path, score, box = (*item[:3], None, None, None)[:3]
+        return path, score, box
+    return item, None, None
+
+
+def open_matrices(path: str, content: dict[str, Any]) -> RunFile:
+    """A run in matrices. Raises SoirError if they do not go together."""
+    name = "indices" if "indices" in content else "similarities"
+    limit = MAX_RATIO * os.path.getsize(path)
+    try:
+        queries, gallery = as_texts(content.get("queries"), limit), as_texts(content.get("gallery"), limit)
+        if queries is None or gallery is None:
+            raise ValueError(f"expected `queries` and `gallery`, lists of paths, beside `{name}`")
+        shape: tuple[int, ...] = (len(queries), len(gallery))
+        matrix = _matrix(content, name, 2, limit)
+        if name == "indices":
+            shape = (len(queries), *matrix.shape[1:])
+            if matrix.dtype.kind not in "iu" or matrix.size and not -1 <= matrix.min() <= matrix.max() < len(gallery):
+                raise ValueError(f"expected whole numbers from -1 to {len(gallery) - 1} in `indices`")
+        scores = _matrix(content, "scores", 2, limit) if name == "indices" and "scores" in content else None
+        boxes = _matrix(content, "boxes", 3, limit) if name == "indices" and content.get("boxes") is not None else None
+        for array, expected in ((matrix, shape), (scores, shape), (boxes, (*shape, 4))):
+            if array is not None and array.shape != expected:
+                raise ValueError(f"expected arrays of {expected}, found {array.shape}")
+        if name == "similarities" and _is_sorted(matrix):
+            raise ValueError(
+                "its `similarities` are sorted, so they do not tell which images they are of: save its `knns` too"
+            )
+    except ValueError as error:
+        raise SoirError(f"{path} holds no run: {error}") from error
+    rows: dict[str, int] = {}
+    for number, query in enumerate(queries):
+        if query in rows:
+            raise SoirError(f"{path} holds no run: the query {shorten(query)} is in `queries` twice")
+        rows[query] = number
+
+    def listed(query: str) -> Listed | None:
+        row = rows.get(query)
+        if row is None:
+            return None
+        if name == "similarities":
+            return Listed(gallery, matrix[row], is_ordered=False)
+        kept = np.flatnonzero(matrix[row] >= 0)
+        paths = [gallery[index] for index in matrix[row][kept].tolist()]
+        columns: list[Any] = [None if array is None else array[row][kept] for array in (scores, boxes)]
+        return Listed(paths, *columns)
+
+    return RunFile(queries, listed)
+
+
+def _matrix(content: dict[str, Any], name: str, dimensions: int, limit: int) -> np.ndarray:
+    array = as_matrix(content[name], dimensions, limit)
+    if array is None:
+        raise ValueError(f"expected numbers in {dimensions} dimensions in `{name}`")
+    return array
+
+
+def _is_sorted(similarities: np.ndarray) -> bool:
+    """Whether all rows fall, as those of a search do; by chance, those of one query and three images may."""
+    is_large = similarities.shape[0] > 1 and similarities.shape[1] > 3
+    return is_large and bool((similarities[:, 1:] <= similarities[:, :-1]).all())
+
+
+# ----------------------------------------------------------------------------------------------------------------- TREC
+
+
+def read_trec(path: str) -> dict[str, dict[str, float]]:
+    """Read a TREC run: query -> {path: score}. Raises SoirError."""
+    run: dict[str, dict[str, float]] = {}
+    try:
+        with open_regular(path) as file:
+            lines = file.read().decode("utf-8-sig").split("\n")
+    except OSError as error:
+        raise SoirError(f"cannot read {path}: {error.strerror or error}") from error
+    except ValueError as error:
+        raise SoirError(f"{path} holds no run, for it is no text in UTF-8: {FORMS}") from error
+    for number, line in enumerate(lines, start=1):
+        fields = line.split()
+        if not fields:
+            continue
+        try:
+            query, _, name, _, text, _ = fields
+            score = float(text)
+        except ValueError:
+            raise SoirError(f"{path}, line {number}: expected `query Q0 path rank score tag`; {FORMS}") from None
+        listed = run.setdefault(decode_path(query), {})
+        name = decode_path(name)
+        listed[name] = max(score, listed.get(name, score))
+    return run
+
+
+def decode_path(text: str) -> str:
+    return unquote(text, errors="surrogateescape") if "%" in text else text
+
+
+def encode_path(path: str) -> str:
+    """A path as one word: white space, what cannot be printed, and % itself become %20 and so on."""
+    if path.isascii() and path.isprintable() and " " not in path and "%" not in path:
+        return path
+    return "".join(c if c.isprintable() and not c.isspace() and c != "%" else _quote(c) for c in path)
+
+
+def _quote(character: str) -> str:
+    return quote(character, safe="", errors="surrogateescape" if "\udc80" <= character <= "\udcff" else "replace")
+
+
+def trec_run(task: Task, rankings: Iterable[tuple[int, Ranking]], tag: str) -> Iterator[bytes]:
+    """Yield a run in TREC's form, a query at a time. The scores fall strictly, so that everybody has the same order.
+
+    rankings  (number of the query, its ranking)
+    """
+    names = [encode_path(path) for path in task.gallery]
+    for number, ranking in rankings:
+        query, count = encode_path(task.queries[number]), len(ranking.positions)
+        lines = []
+        for rank, position in enumerate(ranking.positions.tolist(), start=1):
+            name = names[position] if position >= 0 else f"not-in-the-gallery-{rank}"
+            lines.append(f"{query} Q0 {name} {rank} {count - rank + 1} {tag}\n")
+        yield "".join(lines).encode()
+
+
+def trec_qrels(task: Task) -> Iterator[bytes]:
+    """Yield what is relevant in TREC's form, `query 0 path 1`, a query at a time."""
+    names = [encode_path(path) for path in task.gallery]
+    for query, relevant in zip(task.queries, task.relevant):
+        word = encode_path(query)
+        yield "".join(f"{word} 0 {names[position]} 1\n" for position in relevant.tolist()).encode()
+
+
+# ------------------------------------------------------------------------------------------------------------ a ranking
+
+
+def read_ranking(
+    query: str, listed: Listed, numbers: dict[str | None, int], allowed: np.ndarray, findings: Findings
+) -> Ranking:
+    """Check what is listed for a query, take out what it does not compete over, and put ties in gallery order.
+
+    numbers  path -> position in the gallery, or OTHER
+    allowed  bool [gallery + 2], by position
+    """
+    positions = look_up(listed.paths, numbers)
+    scores = None if listed.scores is None else as_scores(listed.scores)
+    boxes = None if listed.boxes is None else as_boxes(listed.boxes)
+
+    def report(reason: str, at: np.ndarray) -> None:
+        """List one place per query: of a million paths, all may be unknown."""
+        if len(at):
+            more = f" and {len(at) - 1:,} more" if len(at) > 1 else ""
+            findings.skip(reason, f"{query}: {shorten(listed.paths[at[0]])}{more}")
+
+    kept = allowed[positions]
+    report(ODD_PATH, np.flatnonzero(positions == UNKNOWN))
+    if scores is not None:
+        if not listed.is_ordered:
+            scores[np.isnan(scores)] = np.inf  # without an order, an image without a score has no place
+        is_odd = np.isinf(scores) & kept
+        report(ODD_SCORE, np.flatnonzero(is_odd))
+        kept &= ~is_odd
+    if boxes is not None:
+        is_odd = np.isinf(boxes[:, 0])
+        report(ODD_BOX, np.flatnonzero(is_odd & kept))
+        boxes[is_odd] = np.nan
+    order = np.flatnonzero(kept)
+    if not listed.is_ordered and scores is not None:
+        order = order[np.lexsort((positions[order], -scores[order]))]
+    order = order[is_first(positions[order], len(allowed))]
+    if scores is not None and listed.is_ordered:
+        if not is_monotone(scores[order]):
+            findings.skip(ODD_ORDER, query)
+        order = order[order_ties(scores[order], positions[order])]
+    if boxes is not None:
+        boxes = boxes[order]
+        boxes = None if np.isnan(boxes).all() else boxes
+    return Ranking(positions[order], None if scores is None else scores[order], boxes)
+
+
+def look_up(paths: Sequence[str | None], numbers: dict[str | None, int]) -> np.ndarray:
+    """int64 [N]: the position of each path in the gallery, UNKNOWN, or OTHER."""
+    return np.fromiter(map(numbers.get, paths, repeat(UNKNOWN)), dtype=np.int64, count=len(paths))
+
+
+def as_scores(values: Any) -> np.ndarray:
+    """float64 [N]: NaN where a score is None, infinite where it is no finite number."""
+    if isinstance(values, np.ndarray):
+        array = values.astype(np.float64)
+        return np.where(np.isfinite(array), array, np.inf)
+    if set(map(type, values)) <= {int, float}:
+        try:
+            array = np.array(values, dtype=np.float64)
+            return np.where(np.isfinite(array), array, np.inf)
+        except OverflowError:  # an integer beyond any float
+            pass
+    array = np.full(len(values), np.inf)
+    for number, value in enumerate(values):
+        if value is None:
+            array[number] = np.nan
+        elif type(value) in (int, float) and -MAX_FLOAT <= value <= MAX_FLOAT:
+            array[number] = value
+    return array
+
+
+MAX_FLOAT = float(np.finfo(np.float64).max)
+
+
+def as_boxes(values: Any) -> np.ndarray:
+    """float64 [N, 4]: NaN where a box is None, infinite where it is no box."""
+    if not isinstance(values, np.ndarray):
+        values = values if isinstance(values, (list, tuple)) else list(values)
+        is_plain = set(map(type, values)) <= {list, tuple} and set(map(len, values)) == {4}
+        if not is_plain or not set(map(type, chain.from_iterable(values))) <= {int, float}:
+            return _as_boxes_one_by_one(values)
+        try:
+            values = np.array(values, dtype=np.float64)
+        except OverflowError:
+            return _as_boxes_one_by_one(values)
+    boxes = values.astype(np.float64)
+    with np.errstate(invalid="ignore"):
+        is_sound = (np.abs(boxes) <= MAX_COORDINATE).all(axis=1)
+        is_sound &= (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
+    boxes[~is_sound & ~np.isnan(boxes).all(axis=1)] = np.inf
+    return np.asarray(boxes)
+
+
+def _as_boxes_one_by_one(values: Sequence[Any]) -> np.ndarray:
+    boxes = np.full((len(values), 4), np.nan)
+    for number, value in enumerate(values):
+        if value is not None:
+            boxes[number] = value if is_box(value) else math.inf
+    return boxes
+
+
+def is_first(positions: np.ndarray, count: int) -> np.ndarray:
+    """bool [N]: whether a position stands here for the first time. UNKNOWN always does: it may be any path."""
+    if not len(positions):
+        return np.zeros(0, dtype=bool)
+    first = np.zeros(count, dtype=np.int64)
+    order = np.arange(len(positions))
+    first[positions[::-1]] = order[::-1]  # of several, the last to be written, so the first in the ranking, stays
+    return np.asarray((first[positions] == order) | (positions == UNKNOWN))
+
+
+def is_monotone(scores: np.ndarray) -> bool:
+    """Whether the scores that are given fall, or rise, all the way."""
+    steps = np.diff(scores[~np.isnan(scores)])
+    return not ((steps > 0).any() and (steps < 0).any())
+
+
+def order_ties(scores: np.ndarray, positions: np.ndarray) -> np.ndarray:
+    """int64 [N]: the order in which each stretch of equal scores is in gallery order. NaN is equal to nothing."""
+    is_new = np.ones(len(scores), dtype=bool)
+    is_new[1:] = scores[1:] != scores[:-1]
+    if is_new.all():
+        return np.arange(len(scores))
+    return np.lexsort((positions, np.cumsum(is_new)))
