@@ -509,7 +509,7 @@ def image_tile(
         boxes = [box for box in boxes_in_pixels(task, image.position, instances) if not math.isnan(box[0])]
     if ranking is not None and image.place is not None:
         if image.place >= 5:
-            label = f"first relevant behind these, rank {image.place + 1}"
+            label = f"next relevant: rank {image.place + 1}"
         if ranking.scores is not None and math.isfinite(ranking.scores[image.place]):
             label += f", score {ranking.scores[image.place]:.4g}"
         if ranking.boxes is not None and np.isfinite(ranking.boxes[image.place]).all():

@@ -49,8 +49,8 @@ def open_photograph(path: str, base_path: str | None) -> Image.Image | None:
 
 def draw_tile(
     photograph: Image.Image,
-    boxes: Iterable[Box] = (),
-    colour: Colour = GALLERY_COLOUR,
+    boxes: Iterable[Box],
+    colour: Colour,
     masks: Iterable[np.ndarray] = (),
     predicted: Iterable[Box] = (),
 ) -> Image.Image:
@@ -68,9 +68,9 @@ def draw_tile(
             _draw_outline(small, mask)
     draw = ImageDraw.Draw(small)
     for box in boxes:
-        _draw_box(draw, _scaled(box, scale, size), colour, dashed=False)
+        _draw_box(draw, _scaled(box, scale, size), colour)
     for box in predicted:
-        _draw_box(draw, _scaled(box, scale, size), PREDICTED_COLOUR, dashed=True)
+        _draw_dashes(draw, _scaled(box, scale, size), PREDICTED_COLOUR)
     tile = Image.new("RGB", (TILE_WIDTH, TILE_HEIGHT))
     tile.paste(small, ((TILE_WIDTH - size[0]) // 2, (TILE_HEIGHT - size[1]) // 2))
     return tile
@@ -82,21 +82,27 @@ def _scaled(box: Box, scale: float, size: tuple[int, int]) -> tuple[int, int, in
     return x1, y1, x2, y2
 
 
-def _draw_box(draw: ImageDraw.ImageDraw, box: tuple[int, int, int, int], colour: Colour, dashed: bool) -> None:
-    """A line of two pixels around a box, between dark lines of one, so that it can be seen on any colour."""
+def _draw_box(draw: ImageDraw.ImageDraw, box: tuple[int, int, int, int], colour: Colour) -> None:
+    """A line of two pixels around a box, with a dark one of one around it, so that it can be seen on any colour."""
     x1, y1, x2, y2 = box
-    draw.rectangle((x1 - 3, y1 - 3, x2 + 2, y2 + 2), outline=DARK, width=4)
-    if not dashed:
-        draw.rectangle((x1 - 2, y1 - 2, x2 + 1, y2 + 1), outline=colour, width=2)
-        return
-    for start in range(x1 - 2, x2 + 2, 10):
+    draw.rectangle((x1 - 3, y1 - 3, x2 + 2, y2 + 2), outline=DARK, width=1)
+    draw.rectangle((x1 - 2, y1 - 2, x2 + 1, y2 + 1), outline=colour, width=2)
+
+
+def _draw_dashes(draw: ImageDraw.ImageDraw, box: tuple[int, int, int, int], colour: Colour) -> None:
+    """The same in dashes; between them, a box at the same place shows."""
+    x1, y1, x2, y2 = box
+    dashes = []
+    for start in range(x1 - 2, x2 + 2, 12):
         stop = min(start + 5, x2 + 1)
-        draw.rectangle((start, y1 - 2, stop, y1 - 1), fill=colour)
-        draw.rectangle((start, y2, stop, y2 + 1), fill=colour)
-    for start in range(y1 - 2, y2 + 2, 10):
+        dashes += [(start, y1 - 2, stop, y1 - 1), (start, y2, stop, y2 + 1)]
+    for start in range(y1 - 2, y2 + 2, 12):
         stop = min(start + 5, y2 + 1)
-        draw.rectangle((x1 - 2, start, x1 - 1, stop), fill=colour)
-        draw.rectangle((x2, start, x2 + 1, stop), fill=colour)
+        dashes += [(x1 - 2, start, x1 - 1, stop), (x2, start, x2 + 1, stop)]
+    for left, top, right, bottom in dashes:
+        draw.rectangle((left - 1, top - 1, right + 1, bottom + 1), fill=DARK)
+    for dash in dashes:
+        draw.rectangle(dash, fill=colour)
 
 
 def _draw_outline(small: Image.Image, mask: np.ndarray) -> None:

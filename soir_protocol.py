@@ -18,7 +18,7 @@ from typing import Iterable, Iterator, NamedTuple
 
 import numpy as np
 
-from soir_common import Annotations, Entry, boxes_of_instance, instances_of, pixel_box, set_of
+from soir_common import Annotations, Box, Entry, boxes_of_instance, instances_of, pixel_box, set_of
 from soir_forms import SizeFinder
 
 # The K of the metrics at K.
@@ -185,13 +185,16 @@ def true_boxes(task: Task, number: int) -> Truth:
     return Truth(np.array([box for image in boxes for box in image], dtype=np.float64).reshape(-1, 4), starts)
 
 
-def boxes_in_pixels(task: Task, position: int, instances: list[int]) -> list[tuple[float, ...]]:
+def boxes_in_pixels(task: Task, position: int, instances: list[int]) -> list[Box]:
     """The boxes of some instances in a gallery image; NaN for a whole image of which nobody knows how large it is."""
     path = task.gallery[position]
     entry = task.annotations[path]
     boxes = [box for instance in instances for box in boxes_of_instance(entry, instance)]
-    size = task.find_size(path) if None in boxes else None
-    return [box if box is not None else pixel_box(box, size) if size else (math.nan,) * 4 for box in boxes]
+    if None not in boxes:
+        return [box for box in boxes if box is not None]
+    size = task.find_size(path)
+    unknown = (math.nan, math.nan, math.nan, math.nan)
+    return [pixel_box(box, size) if size else box or unknown for box in boxes]
 
 
 def best_ious(boxes: np.ndarray, images: np.ndarray, truth: Truth) -> np.ndarray:

@@ -270,6 +270,9 @@ def label_of(set_name: str) -> str:
 
 # ---------------------------------------------------------------------------------------------------------- statistics
 
+# Classes of object sizes, and below which share of the image, in %, an object is in each.
+SIZE_CLASSES = (("below 0.5 %", 0.5), ("0.5 to 1 %", 1), ("1 to 2 %", 2), ("2 to 5 %", 5), ("above 5 %", math.inf))
+
 # Label, figure, format.
 ROWS = [
     ("queries", "queries", ","),
@@ -284,6 +287,7 @@ ROWS = [
     ("object size, mean (% of image)", "object_size_mean", ".1f"),
     ("  median", "object_size_median", ".1f"),
     ("  below 2 % of the image (% of objects)", "object_size_below_2", ".1f"),
+    *((f"    {name}", name, ".1f") for name, _ in SIZE_CLASSES),
     ("instances seen > 10 times (easy)", "instances_easy", ","),
     ("  5 to 10 times (medium)", "instances_medium", ","),
     ("  < 5 times (hard)", "instances_hard", ","),
@@ -304,14 +308,13 @@ def statistics(
     """
     figures = {}
     for name, (queries, gallery) in by_set(entries).items():
-        splits = Counter(e["split"] for e in [*queries.values(), *gallery.values()] if e.get("split"))
         figures[name] = {
             "queries": len(queries),
             "gallery_images": len(gallery),
             **object_figures(gallery, sizes),
             **({} if detections is None else detection_figures(gallery, sizes, detections)),
             **instance_figures(queries, gallery),
-            "splits": dict(sorted(splits.items())),
+            "splits": split_figures(queries, gallery),
         }
     return figures
 
@@ -332,7 +335,30 @@ def object_figures(gallery: Annotations, sizes: dict[str, Size]) -> dict[str, An
         "object_size_mean": mean(shares),
         "object_size_median": float(np.median(shares)) if shares else None,
         "object_size_below_2": 100 * float(np.mean(np.array(shares) < 2)) if shares else None,
+        "object_size_shares": size_shares(shares),
     }
+
+
+def size_shares(shares: list[float]) -> dict[str, float | None]:
+    """Class of size -> the share of the objects in it, in %; None where no size is known."""
+    limits = [limit for _, limit in SIZE_CLASSES]
+    counts = np.bincount(np.searchsorted(limits, shares, side="right"), minlength=len(limits))
+    return {
+        name: 100 * float(count) / len(shares) if shares else None for (name, _), count in zip(SIZE_CLASSES, counts)
+    }
+
+
+def split_figures(queries: Annotations, gallery: Annotations) -> dict[str, dict[str, int]]:
+    """Split -> its numbers of queries, gallery images and annotated objects."""
+    counts: defaultdict[str, Counter[str]] = defaultdict(lambda: Counter(queries=0, gallery_images=0, objects=0))
+    for entry in queries.values():
+        if entry.get("split"):
+            counts[entry["split"]]["queries"] += 1
+    for entry in gallery.values():
+        if entry.get("split"):
+            counts[entry["split"]]["gallery_images"] += 1
+            counts[entry["split"]]["objects"] += len(entry["bbox"])
+    return {split: dict(number) for split, number in sorted(counts.items())}
 
 
 def instance_figures(queries: Annotations, gallery: Annotations) -> dict[str, Any]:
@@ -374,7 +400,7 @@ def mean(values: list[Any]) -> float | None:
 def print_statistics(figures: dict[str, dict[str, Any]]) -> None:
     """Print one column per set and, beside a set that was published, the published figures."""
     columns = []
-    shown = dict(list(figures.items())[:MAX_SETS])
+    shown = {name: {**values, **values["object_size_shares"]} for name, values in list(figures.items())[:MAX_SETS]}
     for name, values in shown.items():
         columns.append((label_of(name), values))
         if name in PUBLISHED:
@@ -389,11 +415,9 @@ def print_statistics(figures: dict[str, dict[str, Any]]) -> None:
     if len(figures) > MAX_SETS:
         print(f"and {len(figures) - MAX_SETS:,} more sets, which --report has")
     for name, values in shown.items():
-        if values["splits"]:
-            print(
-                f"splits of {label_of(name)}: "
-                + ", ".join(f"{split} {count:,}" for split, count in values["splits"].items())
-            )
+        for split, counts in values["splits"].items():
+            parts = (f"{counts[key]:,} {key.replace('_', ' ')}" for key in ("queries", "gallery_images", "objects"))
+            print(f"{label_of(name)}, split {split}: {', '.join(parts)}")
 
 
 def print_issues(findings: Findings, verbose: bool) -> None:

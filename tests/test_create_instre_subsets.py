@@ -184,24 +184,6 @@ def test_the_layouts_of_mirrors_give_the_same_subsets(copy, instre, tmp_path, la
     assert list(xs.values()) == list(expected.values())
 
 
-def test_lists_replace_the_rule(instre, tmp_path):
-    root, truth = instre
-    names = [f"INSTRE-S1/{folder}/{n:03d}.jpg" for folder in ("01b_tea_box", "02b_mug") for n in (1, 2, 8)]
-    (tmp_path / "q.txt").write_text("\r\n".join([names[0], names[3], "INSTRE-S1/nowhere/1.jpg"]))
-    (tmp_path / "g.txt").write_text("\n".join(["./" + names[1], names[2], *names[4:]]) + "\n")
-    lists = ["--query-list", tmp_path / "q.txt", "--gallery-list", tmp_path / "g.txt"]
-    done, xs, xxs = create(root, tmp_path, *lists)
-    assert done.returncode == 0, done.stderr
-    assert {path for path, entry in xs.items() if entry["is_query"]} == {names[0], names[3]}
-    assert set(xs) == set(names)
-    assert set(xxs) == {path for path in names if size_of(truth[path]) < 5}
-    assert "INSTRE-S1/nowhere/1.jpg" in done.stdout
-    (tmp_path / "g.txt").write_text(names[0])
-    refused(create(root, tmp_path, *lists)[0], "both")
-    refused(create(root, tmp_path, "--query-list", tmp_path / "no", "--gallery-list", tmp_path / "q.txt")[0], "no")
-    assert create(root, tmp_path, "--query-list", tmp_path / "q.txt")[0].returncode == 2
-
-
 def test_folders_of_s2_without_a_number_are_instances_like_any_other(instre, tmp_path):
     _, xs, _ = create(instre[0], tmp_path, "--parts", "S2")
     ids = {path.split("/")[1]: entry["ins"] for path, entry in xs.items() if entry["is_query"]}

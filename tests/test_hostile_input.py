@@ -373,7 +373,7 @@ def test_names_in_a_list_may_be_of_any_digits(base):
     args = ("--query-list", base / "queries.txt", "--gallery-list", base / "gallery.txt", "--workers", 1)
     done = run_here("create_instre_subsets.py", "--instre-root", base, "--output-dir", base, *args)
     assert (done.returncode, done.stderr) == (0, "")
-    assert "1 x listed image that is not there" in done.stdout
+    assert "9" * 80 in done.stdout
 
 
 @pytest.mark.parametrize("base_path", ["..", ".", "../inner", "absolute"])
@@ -484,13 +484,6 @@ def test_a_matrix_that_does_not_go_with_its_paths_cannot_be_scored(base, paths, 
     refused(score(base, save(base), None, {"paths": paths, "features": features})[0], "holds no features")
 
 
-def test_two_features_of_an_image_are_a_fault(base):
-    paths = ["query.jpg", "photograph.jpg", "photograph.jpg"]
-    done, _ = score(base, save(base), None, {"paths": paths, "features": torch.eye(3)})
-    assert done.returncode == 1
-    assert "1 x image with two features, the second one ignored: photograph.jpg" in done.stdout
-
-
 def test_paths_of_features_are_text(base):
     np.savez(str(base / "features.npz"), paths=np.array([["a" * 500] * 50] * 2), features=np.ones((2, 3)))
     line = refused(run_here("evaluate_retrieval.py", *save(base), "--features", base / "features.npz"))
@@ -532,7 +525,7 @@ NO_RANKINGS = {
     "number": 5,
     "text": "photograph.jpg",
     "True": True,
-    "dict": {"photograph.jpg": 1},
+    "dict of text": {"photograph.jpg": "1"},
     "dict of knns": {"knns": 5},
     "items of None": [None],
     "items of numbers": [1, 1.5, True, NAN, HUGE],
@@ -544,10 +537,10 @@ BAD_SCORES = [NAN, INF, "0.5", True, [0.5], {}]
 BAD_BOXES = ["0 0 1 1", [0, 0, 1], [0, 0, NAN, 1], [0, 0, INF, 1], [0, 0, "1", 1], [1, 1, 0, 0], {"x": 0}]
 
 
-def score_json(base, ranking):
-    """Score a ranking of the query, from JSON: (process, report)."""
+def score_json(base, ranking, **others):
+    """Score a ranking of the query, from JSON, perhaps beside those of others: (process, report)."""
     file, report = base / "rankings.json", base / "report.json"
-    file.write_text(json.dumps({"query.jpg": ranking}))
+    file.write_text(json.dumps({"query.jpg": ranking, **others}))
     args = ("--rankings", file, "--report", report, "--per-query", base / "queries.csv")
     done = run_here("evaluate_retrieval.py", *save(base), *args)
     assert done.stderr == ""
@@ -556,13 +549,14 @@ def score_json(base, ranking):
 
 @pytest.mark.parametrize("name", NO_RANKINGS)
 def test_a_ranking_of_the_wrong_types_is_a_fault_that_is_listed(base, name):
-    done, report = score_json(base, NO_RANKINGS[name])
+    done, report = score_json(base, NO_RANKINGS[name], other=["photograph.jpg"])  # so that the file is one of rankings
     assert done.returncode == 1
+    del report["faults"]["ranking of a path that is no query here"]
     ((_, (place,)),) = report["faults"].items()
     items = NO_RANKINGS[name] if isinstance(NO_RANKINGS[name], list) else []
     assert place.startswith("query.jpg")
     assert (f" and {len(items) - 1} more" in place) == (len(items) > 1)
-    assert "\nfaults and omissions:\n" in done.stdout
+    assert "\nfaults:\n" in done.stdout
     assert report["groups"]["all"]["queries"] == 1
 
 
@@ -570,14 +564,16 @@ def test_a_ranking_of_the_wrong_types_is_a_fault_that_is_listed(base, name):
 def test_a_score_that_is_none_is_a_fault_that_is_listed(base, value):
     done, report = score_json(base, [["photograph.jpg", value]])
     assert done.returncode == 1
-    assert list(report["faults"]) == ["query with a score that is no finite number, its image counted as not retrieved"]
+    assert list(report["faults"])[-1:] == [
+        "query with a score that is no finite number, its image counted as not retrieved"
+    ]
 
 
 @pytest.mark.parametrize("box", BAD_BOXES)
 def test_a_box_that_is_none_is_a_fault_that_is_listed(base, box):
     done, report = score_json(base, [["photograph.jpg", 1, box]])
     assert done.returncode == 1
-    assert list(report["faults"]) == ["query with a box that is not (x1, y1, x2, y2), ignored"]
+    assert list(report["faults"])[-1:] == ["query with a box that is not (x1, y1, x2, y2), ignored"]
 
 
 def test_an_item_may_have_a_box_and_no_score(base):

@@ -11,6 +11,8 @@ import torch
 from conftest import run_here, run_script
 from PIL import Image
 
+from soir_forms import FORM_CHECKS
+
 QUERY, OTHER_QUERY = "OWID/P1/3/rgb/000000.jpg", "OWID/P1/3/rgb/000001.jpg"
 GALLERY = "OWID/P2/images/000000.jpg"
 REAL_QUERY, REAL_GALLERY = "RoboTools/test_video/obj_000003/rgb/000000.png", "RoboTools/test/1/rgb/000000.png"
@@ -77,9 +79,18 @@ def test_the_sample_passes_with_its_true_figures(voxdet, sample_file, tmp_path):
             "relevant_per_query_max": max(relevant),
             "queries_unanswered": relevant.count(0),
         }
-        splits = figures[name].pop("splits")
+        splits, classes = figures[name].pop("splits"), figures[name].pop("object_size_shares")
         assert figures[name] == pytest.approx(expected)
-        assert splits == dict(collections.Counter(t["split"] for p, t in truth.items() if p.startswith(name)))
+        assert sum(classes.values()) == pytest.approx(100)
+        of_set = [t for path, t in truth.items() if path.startswith(name)]
+        assert splits == {
+            split: {
+                "queries": sum("mask" in t for t in of_set if t["split"] == split),
+                "gallery_images": sum("objects" in t for t in of_set if t["split"] == split),
+                "objects": sum(len(t.get("objects", ())) for t in of_set if t["split"] == split),
+            }
+            for split in {t["split"] for t in of_set}
+        }
     assert "VoxDet-SoIR (published)" in done.stdout
     assert done.stdout.count("5.8") == 1
 
@@ -228,7 +239,7 @@ DAMAGE = {
         put(GALLERY, num_ins=[0]),
     ],
     "split-unknown": [put(QUERY, split="testing"), put(QUERY, split=[])],
-    "id-type": [*(put(QUERY, ins=value) for value in ("3", 3.0, True, -3, ["3"])), put(GALLERY, ins=[None])],
+    "id-type": [*(put(QUERY, ins=value) for value in ("3", 3.0, True, -3)), put(GALLERY, ins=[None])],
     "length-mismatch": [
         put(REAL_GALLERY, ins=[3]),
         put(REAL_GALLERY, bbox=[(1, 2, 4, 6)]),
@@ -309,7 +320,8 @@ def test_instances_are_matched_within_a_set_only(tiny):
 
 def test_every_check_can_be_made_to_find_something(tiny):
     _, report = verify(tiny, tiny.annotations())
-    elsewhere = {"mask-size", "mask-row-major", "mask-inverted", "query-box-inclusive"}
+    # test_forms.py has those of other forms, and of sets of any name.
+    elsewhere = {"mask-size", "mask-mixed", "set-case", *FORM_CHECKS} - set(DAMAGE)
     assert set(DAMAGE) | elsewhere == set(report["checks"])
 
 
@@ -341,7 +353,9 @@ def test_a_sample_of_masks_can_be_checked(tiny):
     annotations[QUERY]["mask"] = other_mask(box=(1, 1, 5, 5))
     done, report = verify(tiny, annotations, "--sample-masks", 1000)
     assert len(report["issues"]) == 1
-    assert "1,000 masks checked at most" in done.stdout
+    assert "all 8 masks checked" in done.stdout
+    done, _ = verify(tiny, annotations, "--sample-masks", 3)
+    assert "3 of 8 masks checked" in done.stdout
 
 
 def test_the_preview_shows_query_gallery_and_zoom(voxdet, sample_file, tmp_path):
@@ -367,7 +381,7 @@ def test_the_zoom_of_a_preview_shows_the_object(tiny):
     preview = tiny.path("preview.png")
     assert verify(tiny, {QUERY: query, GALLERY: photograph}, "--preview", preview)[0].returncode == 0
     with Image.open(str(preview)) as drawn:
-        zoom = np.asarray(drawn.convert("RGB").crop((2 * 328 + 8, 32, 2 * 328 + 328, 272)), dtype=int)
+        zoom = np.asarray(drawn.convert("RGB").crop((3 * 328 + 8, 32, 3 * 328 + 328, 272)), dtype=int)
     blue = (np.abs(zoom - (10, 20, 250)).sum(axis=2) < 60).mean()
     assert 0.3 < blue < 0.45  # of a zoom 1.6 times as wide and as high as the object
 
