@@ -154,8 +154,8 @@ def test_a_preview_whose_images_are_not_found_is_not_drawn_black(scored, tmp_pat
     [
         ([], ""),
         (["--skip-paths"], ", images not looked for"),
-        (["--sample-masks", "3"], ", 3 masks checked at most"),
-        (["--skip-paths", "--sample-masks", "3"], ", images not looked for, 3 masks checked at most"),
+        (["--sample-masks", "3"], ", 3 of 8 masks checked"),
+        (["--skip-paths", "--sample-masks", "3"], ", images not looked for, 3 of 8 masks checked"),
     ],
 )
 def test_the_verdict_says_what_was_not_checked(scored, args, left_out):
