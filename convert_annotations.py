@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from soir_console import (
     Findings,
+    add_ann_file,
     exit_status,
     make_parser,
     positive,
@@ -353,7 +354,7 @@ def parse_args() -> argparse.Namespace:
         "0 fine, 1 something was skipped or noticed and --strict was given, 2 the run could not be done",
     )
     add = parser.add_argument
-    add("--ann-file", default="anns.pt", metavar="FILE", help="annotation file to read (default: anns.pt)")
+    add_ann_file(parser)
     add("--output-file", metavar="FILE", help="annotation file to write")
     add("--coco", metavar="FILE.json", help="COCO file to write, with the boxes and masks of all images")
     add("--set", metavar="NAME", help="only the entries of this set")

@@ -26,7 +26,17 @@ Exit status: 0 fine, 1 a run has faults (an unknown path, a query without a rank
 
 from __future__ import annotations
 
-from soir_console import VERSION, Findings, exit_status, make_parser, png_name, positive, print_findings, print_table
+from soir_console import (
+    VERSION,
+    Findings,
+    add_ann_file,
+    exit_status,
+    make_parser,
+    png_name,
+    positive,
+    print_findings,
+    print_table,
+)
 
 import argparse
 import csv
@@ -547,7 +557,7 @@ def parse_args() -> argparse.Namespace:
         "0 fine, 1 a run has faults, which are listed, 2 it could not be scored",
     )
     add = parser.add_argument
-    add("--ann-file", default="anns.pt", metavar="FILE", help="annotation file (default: anns.pt)")
+    add_ann_file(parser)
     runs: dict[str, Any] = {"dest": "runs", "action": AddRuns, "nargs": "+", "metavar": "FILE"}
     add(
         "--rankings",

@@ -9,6 +9,7 @@ rest is being imported. That is why only Python's own modules are imported here.
 from __future__ import annotations
 
 import argparse
+import difflib
 import os
 import re
 import signal
@@ -87,14 +88,31 @@ sys.excepthook = _end_while_importing
 # -------------------------------------------------------------------------------------------------------------- options
 
 
+class _Parser(argparse.ArgumentParser):
+    """Tells for a mistyped option which one may have been meant."""
+
+    def error(self, message: str) -> NoReturn:
+        match = re.match(r"unrecognized arguments: (--[^\s=]+)", message)
+        options = [option for action in self._actions for option in action.option_strings]
+        close = difflib.get_close_matches(match.group(1), options, n=1) if match else []
+        super().error(f"{message} (did you mean {close[0]}?)" if close else message)
+
+
 def make_parser(description: str, statuses: str) -> argparse.ArgumentParser:
     """A parser of the command line with what every script has.
 
     statuses  what its exit statuses mean
     """
-    parser = argparse.ArgumentParser(description=description, epilog=f"Exit status: {statuses}.")
+    parser = _Parser(description=description, epilog=f"Exit status: {statuses}.")
     parser.add_argument("--version", action="version", version=f"VoxDet-SoIR tools {VERSION}")
     return parser
+
+
+def add_ann_file(parser: argparse.ArgumentParser) -> None:
+    """The annotation file that a script reads, with or without --ann-file."""
+    text = "annotation file (default: anns.pt)"
+    parser.add_argument("ann_file", nargs="?", default=argparse.SUPPRESS, metavar="ANN_FILE", help=text)
+    parser.add_argument("--ann-file", dest="ann_file", default="anns.pt", metavar="FILE", help="the same")
 
 
 def add_creation_options(parser: argparse.ArgumentParser) -> None:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from soir_console import Findings as DetectionFindings
 from soir_console import (
+    add_ann_file,
     exit_status,
     make_parser,
     png_name,
@@ -603,7 +604,7 @@ def parse_args() -> argparse.Namespace:
         "0 fine, 1 the file has errors (with --strict: or warnings), 2 it could not be checked",
     )
     add = parser.add_argument
-    add("--ann-file", default="anns.pt", metavar="FILE", help="annotation file (default: anns.pt)")
+    add_ann_file(parser)
     add("--base-path", metavar="DIR", help="folder that relative image paths start at (default: the current folder)")
     add("--verbose", action="store_true", help="print every issue, and write a JSON report beside the annotation file")
     add("--report", metavar="FILE", help="write the JSON report there")

@@ -170,3 +170,28 @@ def test_a_message_that_cannot_be_printed_does_not_change_the_status(tmp_path):
         command = [sys.executable, str(ROOT / script), *args]
         with open("/dev/full", "w") as full:
             assert subprocess.run(command, cwd=str(tmp_path), stderr=full).returncode == 2
+
+
+def test_the_annotation_file_may_be_the_first_argument(scored):
+    option, file, *rest = scored
+    assert option == "--ann-file"
+    for script, args in (("verify_dataset.py", rest[:2]), ("evaluate_retrieval.py", rest)):
+        first, named = run_here(script, file, *args), run_here(script, option, file, *args)
+        assert first.returncode == named.returncode == 0
+        assert first.stdout == named.stdout
+
+
+@pytest.mark.parametrize(
+    "script, typed, meant",
+    [
+        ("create_dataset.py", "--voxdet-rot", "--voxdet-root"),
+        ("verify_dataset.py", "--bose-path", "--base-path"),
+        ("evaluate_retrieval.py", "--feature", "--features"),
+        ("create_instre_subsets.py", "--xs-treshold", "--xs-threshold"),
+        ("convert_annotations.py", "--replace-prefx", "--replace-prefix"),
+    ],
+)
+def test_a_mistyped_option_is_told_which_one_may_be_meant(script, typed, meant):
+    done = run_here(script, f"{typed}x", "a")
+    assert done.returncode == 2
+    assert f"did you mean {meant}?" in done.stderr
