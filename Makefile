@@ -19,6 +19,9 @@ demo: $(VENV)/run  ## set up, make the sample data, and run the scripts on it
 	$(BIN)/python create_instre_subsets.py --instre-root sample/INSTRE --output-dir sample
 	$(BIN)/python verify_dataset.py --ann-file sample/instre_xs.pt
 	$(BIN)/python verify_dataset.py --ann-file sample/instre_xxs.pt
+	@echo
+	@echo "Look at sample/preview.png (queries and gallery images) and sample/worst.png (what the worst queries retrieved)."
+	@echo "sample/anns.pt is the annotation file, sample/anns.json the same for tools that read COCO."
 
 test: $(VENV)/dev  ## set up, and run the tests
 	$(BIN)/python -m pytest

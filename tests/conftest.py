@@ -250,3 +250,8 @@ def make_instre(root, copies=0, parts=("INSTRE-S1",)):
 
 
 needs_proc = pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="there is no /proc here")
+
+needs_new_torch = pytest.mark.skipif(
+    [int(part) for part in torch.__version__.split(".")[:2]] < [2, 6],
+    reason="torch before 2.6 does not load NumPy values, defaultdicts and bytes without running them",
+)

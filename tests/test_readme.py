@@ -80,6 +80,9 @@ def test_each_python_block_runs(folder, monkeypatch, capsys):
     assert (xs.min(), ys.min(), xs.max() + 1, ys.max() + 1) == (x1, y1, x2, y2)
     with Image.open("query.png") as drawn:
         assert drawn.size == (x2 - x1, y2 - y1)
+    assert len(names["pairs"]) == 2 * sum(path.startswith("sample/VoxDet/OWID") for path in names["queries"]) - 2 * 8
+    assert names["query_mask"].shape == names["query_crop"].size[::-1]
+    assert names["box"] in [box for entry in annotations.values() if not entry["is_query"] for box in entry["bbox"]]
     counts = {}
     for entry in annotations.values():
         for instance in [] if entry["is_query"] else entry["ins"]:
@@ -120,5 +123,16 @@ def test_the_table_of_fields_is_what_the_writer_writes(folder):
 
 
 def test_links_to_files_lead_somewhere():
+    titles = re.findall(r"^#+ (.*)$", README, re.MULTILINE)
+    anchors = {"#" + re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
     for name in re.findall(r"\]\((?!http)([^)]+)\)", README) + re.findall(r"`((?:tests|examples)/[\w.]+)`", README):
-        assert os.path.exists(str(ROOT / name)), name
+        assert name in anchors or os.path.exists(str(ROOT / name)), name
+
+
+def test_every_option_of_every_script_is_explained():
+    """In the README, or in a page of docs/."""
+    text = README + "".join(path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs").glob("*.md")))
+    for script in [*SCRIPTS, "convert_annotations.py"]:
+        options = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", run_script(script, "--help").stdout))
+        assert len(options) > 5
+        assert {option for option in options if not re.search(rf"{option}\b", text)} == {"--help"}, script

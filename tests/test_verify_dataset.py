@@ -8,7 +8,7 @@ import numpy as np
 import pycocotools.mask as coco_mask
 import pytest
 import torch
-from conftest import run_here, run_script
+from conftest import needs_new_torch, run_here, run_script
 from PIL import Image
 
 from soir_forms import FORM_CHECKS
@@ -117,6 +117,7 @@ def test_instre_entries_without_masks_pass(tiny):
     assert report["published"]["INSTRE-XS"]["object_size_mean"] == 6.6
 
 
+@needs_new_torch
 def test_numpy_values_and_defaultdicts_of_older_files_load(tiny):
     annotations = tiny.annotations()
     old = collections.defaultdict(dict)
@@ -285,6 +286,7 @@ DAMAGE = {
 }
 
 
+@needs_new_torch
 @pytest.mark.parametrize("check, damage", [(check, damage) for check in DAMAGE for damage in DAMAGE[check]])
 def test_damage_is_named_for_what_it_is_and_nothing_else_is_reported(tiny, check, damage):
     annotations = tiny.annotations()
