@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import load_plainly, make_annotations, make_instre, needs_new_torch, needs_proc, refused, run_here
+from hostile_pickles import Call, dict_opcodes, hostile_values, zip_pickle
 from PIL import Image
 from run_fork import run_bounded
 
@@ -56,45 +57,12 @@ def score(base, annotations, rankings=None, features=None, *args):
 # -------------------------------------------------------------------------------------------------------------- pickles
 
 
-class Call:
-    """Pickles as a call of `function`."""
-
-    def __init__(self, function, *args):
-        self.function, self.args = function, args
-
-    def __reduce__(self):
-        return self.function, self.args
-
-
-def zip_pickle(path, data):
-    """Write a pickle as torch does, in an archive."""
-    with zipfile.ZipFile(str(path), "w") as archive:
-        archive.writestr("archive/data.pkl", data)
-        archive.writestr("archive/version", "3")
-
-
-def dict_opcodes(items):
-    """Opcodes of a dict, text -> opcodes or a value."""
-    text = b"}("
-    for key, value in items.items():
-        for part in (key, value):
-            text += part if isinstance(part, bytes) else pickle.dumps(part, 2)[2:-1]
-    return text + b"u"
-
-
 def dict_pickle(items):
     return b"\x80\x02" + dict_opcodes(items) + b"."
 
 
-PAIRS = b"".join(b"](h" + bytes([i]) + b"h" + bytes([i]) + b"eq" + bytes([i + 1]) for i in range(60))
-
 # Opcodes of values that are plain, but too large to look at.
-TOO_LARGE = {
-    "lists, 2^60 in all": b"](]q\x00" + PAIRS + b"e",
-    "tuples, 2^60 in all": b"()q\x00" + PAIRS.replace(b"](", b"(").replace(b"eq", b"tq") + b"t",
-    "lists, 10^5 deep": b"](" * 10**5 + b"e" * 10**5,
-    "tuples, 10^5 deep": b"(" * 10**5 + b"t" * 10**5,
-}
+TOO_LARGE = hostile_values()
 
 
 @needs_proc
