@@ -7,8 +7,11 @@ measured in turn, in the same run, and of each the best of several counts. Image
 originals, so that a tree of scale 1 takes 3 GB, and a run on it half an hour.
 """
 
+from __future__ import annotations
+
 import argparse
 import contextlib
+import functools
 import io
 import itertools
 import json
@@ -19,6 +22,7 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
+from typing import Any, Callable, Iterator, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -26,22 +30,31 @@ from PIL import Image
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path[:0] = [ROOT, os.path.join(ROOT, "examples")]
 
+from soir_console import Findings  # noqa: E402
+
 import make_sample  # noqa: E402
 
 import create_dataset  # noqa: E402
 import create_instre_subsets  # noqa: E402
 import verify_dataset  # noqa: E402
-from soir_common import load_annotations, save_annotations  # noqa: E402
+from soir_common import Annotations, load_annotations, save_annotations  # noqa: E402
+from soir_workers import map_ordered  # noqa: E402
 
 # The real sizes.
 OWID_INSTANCES, OWID_FRAMES, OWID_IMAGES, OWID_ANNOTATIONS = 9691, 40, 55_000, 180_000
 ROBOTOOLS_INSTANCES, ROBOTOOLS_FRAMES, ROBOTOOLS_IMAGES, ROBOTOOLS_ANNOTATIONS = 20, 100, 1570, 9109
 INSTRE_FOLDERS, INSTRE_IMAGES = 100, 11_011
 
-SCRIPTS = "create_dataset.py", "verify_dataset.py", "create_instre_subsets.py", "evaluate_retrieval.py"
+SCRIPTS = (
+    "create_dataset.py",
+    "verify_dataset.py",
+    "convert_annotations.py",
+    "create_instre_subsets.py",
+    "evaluate_retrieval.py",
+)
 
 # What is run in a process of its own, for its figures not to depend on what was measured before. The last line that it
-# prints is: seconds, seconds of CPU, MiB at its peak, MiB that its peak grew by (the kernel's, so on Linux only).
+# prints is a `Usage`; the memory is what the kernel says, so on Linux only.
 PROBE = """
 import sys, time
 def peak():
@@ -74,10 +87,29 @@ features = read_features({!r}, task.annotations, Findings())
 """
 
 
+class Row(NamedTuple):
+    """A row of the table: the figure is to be at most target x floor, or the target itself where there is no floor."""
+
+    what: str
+    figure: float
+    unit: str  # of the figure and of the floor
+    floor: float | None
+    target: float
+
+
+class Usage(NamedTuple):
+    """What a process of its own took."""
+
+    seconds: float
+    cpu: float  # seconds, without the processes that it started
+    peak: float  # MiB
+    growth: float  # MiB that its peak grew by in what was measured
+
+
 # --------------------------------------------------------------------------------------------------------------- trees
 
 
-def make_trees(folder, scale):
+def make_trees(folder: str, scale: float) -> None:
     """Make VoxDet, VoxDet_no_queries (OWID without its queries) and INSTRE in a folder."""
     rng = random.Random(0)
     originals = os.path.join(folder, "originals")
@@ -96,7 +128,7 @@ def make_trees(folder, scale):
         make_sample.write(f"{i % 500} 100 {60 + i % 300} 200\n", f"{path}.txt")
 
 
-def make_owid(folder, originals, scale, rng):
+def make_owid(folder: str, originals: str, scale: float, rng: random.Random) -> None:
     pairs = [draw_query(originals, f"owid{i}", (640, 480), rng.randrange(150, 300), ".jpg", rng) for i in range(100)]
     queries = itertools.cycle(pairs)
     for instance in range(count(OWID_INSTANCES, scale)):
@@ -122,18 +154,18 @@ def make_owid(folder, originals, scale, rng):
         make_sample.write(text, folder, "P2", f"{split}_annotations.json")
 
 
-def draw_annotation(rng):
+def draw_annotation(rng: random.Random) -> str:
     """JSON of an annotation of OWID without its ids: full-size RLE, and all that nobody needs."""
     placed = make_sample.scatter([rng.random()], (640, 480), 78, rng)
     _, (mask,) = make_sample.draw_scene((640, 480), rng, placed)
-    record = {"bbox": make_sample.box_of(mask), "area": int(mask.sum()), "iscrowd": 0, "num_ins": 5}
+    record: dict[str, Any] = {"bbox": make_sample.box_of(mask), "area": int(mask.sum()), "iscrowd": 0, "num_ins": 5}
     record["segmentation"] = make_sample.uncompressed_rle(mask)
     for name, rows in (("neg_box", 10), ("cam_w", 4), ("obj_w", 4)):
         record[name] = [[rng.uniform(-100, 600) for _ in range(4)] for _ in range(rows)]
     return json.dumps(record)
 
 
-def make_robotools(folder, originals, scale, rng):
+def make_robotools(folder: str, originals: str, scale: float, rng: random.Random) -> None:
     pairs = [draw_query(originals, f"tool{i}", (1920, 1080), rng.randrange(300, 600), ".png", rng) for i in range(8)]
     queries = itertools.cycle(pairs)
     for instance in range(ROBOTOOLS_INSTANCES):
@@ -143,7 +175,7 @@ def make_robotools(folder, originals, scale, rng):
     names = [f"{i % 24}/rgb/{i // 24:06d}.png" for i in range(count(ROBOTOOLS_IMAGES, scale))]
     for i, name in enumerate(names):
         link(pairs[i % 8][0], os.path.join(folder, "test", name))
-    coco: dict = {"images": [], "annotations": []}
+    coco: dict[str, Any] = {"images": [], "annotations": []}
     for i in range(count(ROBOTOOLS_ANNOTATIONS, scale)):
         coco["images"].append({"id": i, "file_name": names[i % len(names)], "width": 1920, "height": 1080})
         annotation = {"id": i, "image_id": i, "category_id": i % ROBOTOOLS_INSTANCES}
@@ -151,7 +183,9 @@ def make_robotools(folder, originals, scale, rng):
     make_sample.write(json.dumps(coco), folder, "test", "scene_gt_coco_all.json")
 
 
-def draw_query(folder, name, size, across, ending, rng):
+def draw_query(
+    folder: str, name: str, size: tuple[int, int], across: int, ending: str, rng: random.Random
+) -> list[str]:
     """Draw a query: paths of its photograph and of its mask, of three equal channels, saved with Pillow's defaults."""
     place = (name, across, rng.randrange(size[0] - across), rng.randrange(size[1] - across))
     image, (mask,) = make_sample.draw_scene(size, rng, [place])
@@ -161,20 +195,22 @@ def draw_query(folder, name, size, across, ending, rng):
     return paths
 
 
-def link(source, path):
+def link(source: str, path: str) -> None:
     os.makedirs(os.path.dirname(path), exist_ok=True)
     os.link(source, path)
 
 
-def count(full, scale):
+def count(full: int, scale: float) -> int:
     return max(1, round(full * scale))
 
 
 # ------------------------------------------------------------------------------------------------------------ measuring
 
 
-def best_of(repeats, *functions, clock=time.process_time):
-    """Run functions in turn, several times. Returns the best time of each, in seconds of CPU."""
+def best_of(
+    repeats: int, *functions: Callable[[], object], clock: Callable[[], float] = time.process_time
+) -> list[float]:
+    """Run functions in turn, several times. Returns the best time of each: seconds of CPU, or of another clock."""
     best = [float("inf")] * len(functions)
     for _ in range(repeats):
         for index, function in enumerate(functions):
@@ -185,84 +221,96 @@ def best_of(repeats, *functions, clock=time.process_time):
     return best
 
 
-def probe(code, setup=""):
-    """Run code in a process of its own: [seconds, seconds of CPU, MiB at its peak, MiB that its peak grew by]."""
+def probe(code: str, setup: str = "") -> Usage:
+    """Run code in a process of its own, behind a setup that is not measured."""
     text = PROBE.format(setup=f"sys.path.insert(0, {ROOT!r})\n{setup}", code=code)
     done = subprocess.run([sys.executable, "-c", text], stdout=subprocess.PIPE, check=True, text=True)
-    return list(map(float, done.stdout.splitlines()[-1].split()))
+    return Usage(*map(float, done.stdout.splitlines()[-1].split()))
 
 
-def run(script, *arguments):
+def run(script: str, *arguments: str) -> Usage:
     """Run a script of the project, as `probe`."""
     return probe(SCRIPT.format(argv=[os.path.join(ROOT, script), *arguments]))
 
 
-def start_and_end(*command):
+def start_and_end(*command: str) -> None:
     subprocess.run([sys.executable, *command], stdout=subprocess.DEVNULL, check=True)
 
 
-def best(measurements):
+def best(measurements: list[Usage]) -> Usage:
     """The least of each figure."""
-    return [min(values) for values in zip(*measurements)]
+    return Usage(*map(min, zip(*measurements)))
 
 
 # ----------------------------------------------------------------------------------------------------------------- rows
-# Each yields (what, figure, unit, floor, target): the figure is to be at most target x floor.
 
 
-def bench_queries(folder, repeats):
+def annotation_file(folder: str) -> str:
+    """Path of the annotation file of the VoxDet tree, which is made if no row has made it yet."""
+    path = os.path.join(folder, "anns.pt")
+    if not os.path.isfile(path):
+        run("create_dataset.py", "--voxdet-root", os.path.join(folder, "VoxDet"), "--output-file", path)
+    return path
+
+
+def bench_queries(folder: str, repeats: int) -> Iterator[Row]:
     for name, below, target in (("OWID", "OWID/P1", 1.5), ("RoboTools", "RoboTools/test_video", 1.2)):
         path = os.path.join(folder, "VoxDet", below)
-        instances = 100 if name == "OWID" else 10  # enough for a figure
-        found = create_dataset.find_instances(path, name, instances, defaultdict(list))  # of 9,691: once, not for these
-        masks = [entry.path for _, instance, _ in found for entry in os.scandir(os.path.join(instance, "mask"))]
-
-        def floor(masks=masks):
-            for mask in masks:
-                with Image.open(mask) as image:
-                    image.draft("L", image.size)
-                    image.load()
-
-        def ours(found=found, name=name, masks=masks):
-            skipped: dict = defaultdict(list)
-            queries = create_dataset.read_queries(found, name, 1, skipped)
-            assert sum(1 for _ in queries) == len(masks), skipped
-
+        number = 100 if name == "OWID" else 10  # enough for a figure
+        instances = create_dataset.find_instances(path, name, number, Findings())  # of 9,691: once, not for these
+        masks = [entry.path for instance in instances for entry in os.scandir(os.path.join(instance.folder, "mask"))]
+        ours, floor = functools.partial(read_queries, instances, len(masks)), functools.partial(decode_masks, masks)
         seconds, least = best_of(repeats, ours, floor)
         ours_ms, floor_ms = (1e3 * total / len(masks) for total in (seconds, least))
-        yield f"create, {name} queries, CPU per mask", ours_ms, "ms", floor_ms, target
+        yield Row(f"create, {name} queries, CPU per mask", ours_ms, "ms", floor_ms, target)
 
 
-def bench_workers(folder, repeats):
+def read_queries(instances: list[create_dataset.Instance], expected: int) -> None:
+    """Read the queries of instances as `create_dataset.py` does, in this process."""
+    findings = Findings()
+    queries = create_dataset.pair_queries(instances, findings)
+    with map_ordered(create_dataset.read_query, queries, 1, "queries") as readings:
+        usable = sum(1 for _ in create_dataset.usable_queries(queries, readings, findings))
+    assert usable == expected, dict(findings.skipped)
+
+
+def decode_masks(paths: list[str]) -> None:
+    for path in paths:
+        with Image.open(path) as image:
+            image.draft("L", image.size)
+            image.load()
+
+
+def bench_workers(folder: str, repeats: int) -> Iterator[Row]:
     arguments = "--voxdet-root", os.path.join(folder, "VoxDet"), "--output-file", os.path.join(folder, "anns.pt")
     runs = defaultdict(list)
     for _ in range(repeats):
         for workers in "12":
             runs[workers].append(run("create_dataset.py", *arguments, "--workers", workers))
     one, two = best(runs["1"]), best(runs["2"])
-    yield "create, 2 workers, seconds against 1 worker", two[0], "s", one[0], 1 / 1.85
-    yield "create, peak memory, 1 worker", one[2], "MiB", None, 1536
+    yield Row("create, 2 workers, seconds against 1 worker", two.seconds, "s", one.seconds, 1 / 1.8)
+    yield Row("create, peak memory, 1 worker", one.peak, "MiB", None, 1536)
 
 
-def bench_json(folder, repeats):
+def bench_json(folder: str, repeats: int) -> Iterator[Row]:
     owid = os.path.join(folder, "VoxDet_no_queries", "OWID")
     load = "\n".join(
         f"with open({os.path.join(owid, 'P2', f'{split}_annotations.json')!r}) as file: {split} = json.load(file)"
         for split in ("train", "val")
     )
-    parse = f"entries = dict(create_dataset.parse_owid({owid!r}, 'OWID', None, 1, skipped))\nassert entries"
-    setup = "import create_dataset, collections; skipped = collections.defaultdict(list)"
-    ours, floor = [], []
+    parse = f"entries = dict(parse_owid({owid!r}, 'OWID', Options(), findings))\nassert entries and not findings"
+    setup = "from soir_console import Findings\nfrom create_dataset import Options, parse_owid\nfindings = Findings()"
+    runs, floors = [], []
     for _ in range(repeats):
-        ours.append(probe(parse, setup))
-        floor.append(probe(load, "import json"))
-    ours, floor = best(ours), best(floor)
-    yield "create, OWID annotations, no masks to read, CPU", ours[1], "s", floor[1], 1.5
-    yield "create, the same, memory that it takes", ours[3], "MiB", floor[3], 1
+        runs.append(probe(parse, setup))
+        floors.append(probe(load, "import json"))
+    ours, floor = best(runs), best(floors)
+    yield Row("create, OWID annotations, no masks to read, CPU", ours.cpu, "s", floor.cpu, 1.5)
+    yield Row("create, the same, memory that it takes", ours.growth, "MiB", floor.growth, 1)
 
 
-def bench_verify(folder, repeats):
-    whole, tenth = os.path.join(folder, "anns.pt"), os.path.join(folder, "anns_tenth.pt")
+def bench_verify(folder: str, repeats: int) -> Iterator[Row]:
+    whole, tenth = annotation_file(folder), os.path.join(folder, "anns_tenth.pt")
     save_annotations(dict(list(load_annotations(whole).items())[::10]), tenth)
     runs = defaultdict(list)
     for _ in range(repeats):
@@ -270,33 +318,45 @@ def bench_verify(folder, repeats):
             runs[file].append(run("verify_dataset.py", "--ann-file", file, "--skip-paths"))
         runs["floor"].append(probe(f"torch.load({whole!r}, weights_only=True)", "import torch"))
     ours, part, floor = (best(runs[name]) for name in (whole, tenth, "floor"))
-    yield "verify --skip-paths, CPU of the whole run", ours[1], "s", floor[1], 1.0
-    yield "verify, the same, seconds", ours[0], "s", floor[0], 1.0
-    yield "verify, peak memory", ours[2], "MiB", None, 2048
-    yield "verify, ten times the entries", ours[1], "s", part[1], 11
+    yield Row("verify --skip-paths, CPU of the whole run", ours.cpu, "s", floor.cpu, 1.0)
+    yield Row("verify, the same, seconds", ours.seconds, "s", floor.seconds, 1.0)
+    yield Row("verify, peak memory", ours.peak, "MiB", None, 2048)
+    yield Row("verify, ten times the entries", ours.cpu, "s", part.cpu, 11)
 
 
-def bench_paths(folder, repeats):
-    paths = list(load_annotations(os.path.join(folder, "anns.pt")))
+def bench_convert(folder: str, repeats: int) -> Iterator[Row]:
+    """Reading a whole file, checking it and writing it again, against the checks alone."""
+    file, output = annotation_file(folder), os.path.join(folder, "converted.pt")
+    runs, floors = [], []
+    for _ in range(repeats):
+        runs.append(run("convert_annotations.py", "--ann-file", file, "--output-file", output, "--strict"))
+        floors.append(run("verify_dataset.py", "--ann-file", file, "--skip-paths"))
+    yield Row("convert to the current form, CPU of the whole run", best(runs).cpu, "s", best(floors).cpu, 1.5)
+
+
+def bench_paths(folder: str, repeats: int) -> Iterator[Row]:
+    paths = list(load_annotations(annotation_file(folder)))
     paths = random.Random(0).sample(paths, min(len(paths), 20_000))
 
-    def floor():
+    def floor() -> None:
         for path in paths:
             os.stat(path)
             Image.open(path).close()
 
-    def ours():
-        verify_dataset.check_paths(dict.fromkeys(paths), None, {}, verify_dataset.Findings())
+    def ours() -> None:
+        findings = verify_dataset.Findings()
+        verify_dataset.check_paths(paths, None, {}, findings)
+        assert not findings.counts, findings.issues[:3]
 
     seconds, least = best_of(repeats, ours, floor)
     ours_ms, floor_ms = (1e3 * total / len(paths) for total in (seconds, least))
-    yield "verify, paths and image headers, CPU per path", ours_ms, "ms", floor_ms, 1.3
+    yield Row("verify, paths and image headers, CPU per path", ours_ms, "ms", floor_ms, 1.3)
 
 
-def bench_instre(folder, repeats):
+def bench_instre(folder: str, repeats: int) -> Iterator[Row]:
     root = os.path.join(folder, "INSTRE")
 
-    def floor():
+    def floor() -> None:
         for at, _, names in os.walk(root):
             for name in names:
                 path = os.path.join(at, name)
@@ -306,22 +366,79 @@ def bench_instre(folder, repeats):
                 else:
                     Image.open(path).close()
 
-    def ours():
-        assert create_instre_subsets.parse_instre(root, "", "S1", 1, defaultdict(list))
+    def ours() -> None:
+        findings = Findings()
+        photographs = create_instre_subsets.parse_instre(root, "", "S1", 1, findings)
+        assert photographs
+        assert not findings, dict(findings.skipped)
 
     seconds, least = best_of(repeats, ours, floor)
-    yield "instre, images and boxes, CPU", seconds, "s", least, 1.2
+    yield Row("instre, images and boxes, CPU", seconds, "s", least, 1.2)
 
 
-def bench_help(_, repeats):
+def bench_help(_: str, repeats: int) -> Iterator[Row]:
     for script in SCRIPTS:
-        path = os.path.join(ROOT, script)
-        functions = lambda path=path: start_and_end(path, "--help"), lambda: start_and_end("-c", "pass")
-        ours, floor = best_of(3 * repeats, *functions, clock=time.perf_counter)
-        yield f"{script} --help, more than python -c pass", 1e3 * (ours - floor), "ms", None, 150
+        ours = functools.partial(start_and_end, os.path.join(ROOT, script), "--help")
+        floor = functools.partial(start_and_end, "-c", "pass")
+        seconds, least = best_of(3 * repeats, ours, floor, clock=time.perf_counter)
+        yield Row(f"{script} --help, more than python -c pass", 1e3 * (seconds - least), "ms", None, 150)
 
 
-def bench_evaluate(folder, repeats):
+class Scoring(NamedTuple):
+    """A run of `evaluate_retrieval.py` to measure, and what is measured as its floor."""
+
+    what: str
+    ann_file: str
+    option: str  # that names the file of the run
+    file: str
+    floor: str  # code; {!r} stands for the path of the file, here and in the setup
+    setup: str
+    target: float
+    memory_target: float | None = None  # None measures no memory
+
+
+LOAD_VECTORS = "import numpy; vectors = numpy.load({!r})['features']"
+
+SCORINGS_BY_FEATURES = [
+    Scoring(
+        f"{queries:,} queries by features",
+        f"{queries}.pt",
+        "--features",
+        f"{queries}.npz",
+        f"vectors[:{queries}] @ vectors[{queries}:].T",
+        LOAD_VECTORS,
+        target,
+    )
+    for queries, target in ((2000, 3.0), (8000, 1.7))
+]
+
+SCORINGS_OF_RANKINGS = [
+    *(
+        Scoring(
+            f"rankings, {name}",
+            "robotools.pt",
+            "--rankings",
+            f"{name}.json",
+            "json.load(open({!r}))",
+            "import json",
+            target,
+        )
+        for name, target in (("paths", 3.0), ("scored", 5.0))
+    ),
+    Scoring(
+        "results of the paper's code",
+        "robotools.pt",
+        "--rankings",
+        "results.pt",
+        "torch.load({!r}, weights_only=True)",
+        "import torch",
+        2.5,
+        memory_target=1.5,
+    ),
+]
+
+
+def bench_evaluate(folder: str, repeats: int) -> Iterator[Row]:
     """The whole command against the product of the same matrices, or the reading of the same file. Of any scale."""
     folder = os.path.join(folder, "scoring")
     if not os.path.isdir(folder):
@@ -329,47 +446,40 @@ def bench_evaluate(folder, repeats):
         make_scoring_files(f"{folder}.unfinished")
         os.rename(f"{folder}.unfinished", folder)
 
-    def rows(what, files, floor, setup, target, *, memory=None):
-        ann_file, option, file = files
-        paths = [os.path.join(folder, name) for name in (ann_file, file)]
-        ours, least = [], []
-        for _ in range(repeats):
-            least.append(probe(floor.format(paths[1]), setup.format(paths[1])))
-            ours.append(run("evaluate_retrieval.py", "--ann-file", paths[0], option, paths[1]))
-        yield f"evaluate, {what}, CPU", best(ours)[1], "s", best(least)[1], target
-        if memory:
-            yield "evaluate, the same, memory that it takes", best(ours)[3], "MiB", best(least)[3], memory
-
-    load = "import numpy; vectors = numpy.load({!r})['features']"
-    for queries, target in ((2000, 3.0), (8000, 1.7)):
-        product = f"vectors[:{queries}] @ vectors[{queries}:].T"
-        files = f"{queries}.pt", "--features", f"{queries}.npz"
-        yield from rows(f"{queries:,} queries by features", files, product, load, target)
+    for scoring in SCORINGS_BY_FEATURES:
+        yield from score(folder, scoring, repeats)
     files = [os.path.join(folder, name) for name in ("robotools.pt", "objects.npz")]
-    ours, least = [], []
+    runs, floors = [], []
     for _ in range(repeats):
-        least.append(probe("vectors[:2000] @ vectors[2000:].T", load.format(files[1])))
-        ours.append(probe("gather_hits(task, find_by_features(features, task))", RANK_OBJECTS.format(*files)))
-    yield "evaluate, ranking by objects, CPU", best(ours)[1], "s", best(least)[1], 1.5
-    for name, target in (("paths", 3.0), ("scored", 5.0)):
-        files = "robotools.pt", "--rankings", f"{name}.json"
-        yield from rows(f"rankings, {name}", files, "json.load(open({!r}))", "import json", target)
-    files = "robotools.pt", "--rankings", "results.pt"
-    yield from rows(
-        "results of the paper's code", files, "torch.load({!r}, weights_only=True)", "import torch", 2.5, memory=1.5
-    )
+        floors.append(probe("vectors[:2000] @ vectors[2000:].T", LOAD_VECTORS.format(files[1])))
+        runs.append(probe("gather_hits(task, find_by_features(features, task))", RANK_OBJECTS.format(*files)))
+    yield Row("evaluate, ranking by objects, CPU", best(runs).cpu, "s", best(floors).cpu, 1.5)
+    for scoring in SCORINGS_OF_RANKINGS:
+        yield from score(folder, scoring, repeats)
 
 
-def make_scoring_files(folder):
+def score(folder: str, scoring: Scoring, repeats: int) -> Iterator[Row]:
+    ann_file, file = (os.path.join(folder, name) for name in (scoring.ann_file, scoring.file))
+    runs, floors = [], []
+    for _ in range(repeats):
+        floors.append(probe(scoring.floor.format(file), scoring.setup.format(file)))
+        runs.append(run("evaluate_retrieval.py", "--ann-file", ann_file, scoring.option, file))
+    ours, floor = best(runs), best(floors)
+    yield Row(f"evaluate, {scoring.what}, CPU", ours.cpu, "s", floor.cpu, scoring.target)
+    if scoring.memory_target is not None:
+        yield Row("evaluate, the same, memory that it takes", ours.growth, "MiB", floor.growth, scoring.memory_target)
+
+
+def make_scoring_files(folder: str) -> None:
     """Annotation files of 2,000 and 8,000 queries and one like RoboTools, features and rankings for them."""
     import torch
 
     random_numbers = np.random.RandomState(0)
-    for queries, images in ((2000, 20_000), (8000, 40_000)):
-        entries = make_entries(queries, images, queries // 20, 3)
-        save_annotations(entries, os.path.join(folder, f"{queries}.pt"))
+    for number, images in ((2000, 20_000), (8000, 40_000)):
+        entries = make_entries(number, images, number // 20, 3)
+        save_annotations(entries, os.path.join(folder, f"{number}.pt"))
         vectors = random_numbers.randn(len(entries), 512).astype(np.float32)
-        np.savez(os.path.join(folder, f"{queries}.npz"), paths=np.array(list(entries)), features=vectors)
+        np.savez(os.path.join(folder, f"{number}.npz"), paths=np.array(list(entries)), features=vectors)
     entries = make_entries(ROBOTOOLS_INSTANCES * ROBOTOOLS_FRAMES, ROBOTOOLS_IMAGES, ROBOTOOLS_INSTANCES, 6)
     save_annotations(entries, os.path.join(folder, "robotools.pt"))
     queries = [path for path, entry in entries.items() if entry["is_query"]]
@@ -383,7 +493,8 @@ def make_scoring_files(folder):
     rankings = {query: [gallery[i] for i in random_numbers.permutation(len(gallery))] for query in queries}
     scores = -np.sort(-random_numbers.rand(len(queries), len(gallery)))
     scored = {query: list(zip(rankings[query], row)) for query, row in zip(queries, scores.tolist())}
-    for name, content in (("paths", rankings), ("scored", scored)):
+    contents: dict[str, Any] = {"paths": rankings, "scored": scored}
+    for name, content in contents.items():
         with open(os.path.join(folder, f"{name}.json"), "w") as file:
             json.dump(content, file)
     results = {"queries": queries, "gallery": gallery, "similarities": torch.tensor(scores, dtype=torch.float32)}
@@ -391,13 +502,14 @@ def make_scoring_files(folder):
     torch.save({"knns": copies, **results}, os.path.join(folder, "results.pt"))
 
 
-def make_entries(queries, images, instances, objects):
+def make_entries(queries: int, images: int, instances: int, objects: int) -> Annotations:
     """Entries like OWID's, of which each image shows so many objects."""
-    rng, entries = random.Random(0), {}
+    rng = random.Random(0)
+    entries: Annotations = {}
     for i in range(queries):
         mask = {"size": [480, 640], "counts": "0" * 40 + str(i)}
-        entry = {"bbox": (10, 10, 200, 200), "mask": mask, "is_query": True, "ins": i % instances, "set": "OWID"}
-        entries[f"data/OWID/P1/{i % instances}/rgb/{i // instances:06d}.jpg"] = entry
+        query = {"bbox": (10, 10, 200, 200), "mask": mask, "is_query": True, "ins": i % instances, "set": "OWID"}
+        entries[f"data/OWID/P1/{i % instances}/rgb/{i // instances:06d}.jpg"] = query
     for i in range(images):
         masks = [{"size": [480, 640], "counts": "0" * 40 + str(i)} for _ in range(objects)]
         boxes = [(10 + number, 10, 40 + number, 40) for number in range(objects)]
@@ -410,7 +522,7 @@ def make_entries(queries, images, instances, objects):
 # --------------------------------------------------------------------------------------------------------------- script
 
 
-def main():
+def main() -> None:
     parser = argparse.ArgumentParser(description="Measure the scripts against floors.")
     parser.add_argument("--scale", type=float, default=0.05, help="share of the real size (default: 0.05)")
     parser.add_argument("--folder", default="bench", help="where the trees are made (default: bench)")
@@ -423,21 +535,27 @@ def main():
         make_trees(f"{folder}.unfinished", args.scale)
         os.rename(f"{folder}.unfinished", folder)
     print(f"scale {args.scale:g}, best of {args.repeats}, Python {platform.python_version()}, {os.cpu_count()} cores")
-    print(f"{'':<52}{'figure':>12}{'floor':>12}{'ratio':>8}{'to reach':>10}")
+    print(f"{'':<58}{'figure':>12}{'floor':>12}{'ratio':>8}{'to reach':>10}")
     for name in args.rows:
-        for what, figure, unit, floor, target in ROWS[name](folder, args.repeats):
-            if floor is None:
-                cells = f"{figure:>9,.0f} {unit:<2}{'':>20}{target:>7,.0f} {unit}"
-            else:
-                cells = f"{figure:>9,.3f} {unit:<2}{floor:>9,.3f} {unit:<2}{figure / floor:>8.2f}{target:>10.2f}"
-            print(f"{what:<52}{cells}", flush=True)
+        for row in ROWS[name](folder, args.repeats):
+            print(f"{row.what:<58}{format_cells(row)}", flush=True)
 
 
-ROWS = {
+def format_cells(row: Row) -> str:
+    """What stands behind the first column of the table."""
+    _, figure, unit, floor, target = row
+    if floor is None:
+        return f"{figure:>9,.0f} {unit:<2}{'':>20}{target:>7,.0f} {unit}"
+    return f"{figure:>9,.3f} {unit:<2}{floor:>9,.3f} {unit:<2}{figure / floor:>8.2f}{target:>10.2f}"
+
+
+# What --rows names, in the order of the table.
+ROWS: dict[str, Callable[[str, int], Iterator[Row]]] = {
     "queries": bench_queries,
     "workers": bench_workers,
     "json": bench_json,
     "verify": bench_verify,
+    "convert": bench_convert,
     "paths": bench_paths,
     "instre": bench_instre,
     "evaluate": bench_evaluate,
