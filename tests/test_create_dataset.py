@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import shlex
 import shutil
 import subprocess
 import sys
@@ -719,9 +720,15 @@ def test_any_number_of_entries_comes_back(tmp_path, count):
 
 
 def test_closed_streams_and_broken_pipes_lose_nothing(tiny):
-    script = (
-        f"{sys.executable} {ROOT / 'create_dataset.py'} --voxdet-root {tiny.root} --output-file {tiny.path('anns.pt')}"
+    words = (
+        sys.executable,
+        ROOT / "create_dataset.py",
+        "--voxdet-root",
+        tiny.root,
+        "--output-file",
+        tiny.path("anns.pt"),
     )
+    script = " ".join(shlex.quote(str(word)) for word in words)
     for ending in (">&-", "2>&-", "| true"):
         command = f"unset PYTHONUNBUFFERED; {script} --workers 1 {ending}"
         done = subprocess.run(command, shell=True, stderr=subprocess.PIPE)
