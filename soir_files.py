@@ -23,18 +23,22 @@ class SoirError(Exception):
 
 
 def open_regular(path: str) -> BinaryIO:
-    """Open a file for reading bytes, without a buffer: half the time for small files.
+    """Open a file for reading bytes, without a buffer.
 
     Raises OSError, also for a FIFO or a device, which would block or never end.
     """
     try:
-        return open(path, "rb", buffering=0, opener=_open_regular)
+        return open(path, "rb", buffering=0, opener=open_descriptor)
     except ValueError as error:  # a NUL in the path
         raise OSError(f"not a file: {path!r}") from error
 
 
-def _open_regular(path: str, flags: int) -> int:
-    descriptor = os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+def open_descriptor(path: str, flags: int = os.O_RDONLY) -> int:
+    """The same as a file descriptor, to be closed by os.close: half of the time, for the 800,000 files of a run."""
+    try:
+        descriptor = os.open(path, flags | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    except ValueError as error:  # a NUL in the path
+        raise OSError(f"not a file: {path!r}") from error
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise OSError(f"not a regular file: {path}")
@@ -43,11 +47,14 @@ def _open_regular(path: str, flags: int) -> int:
 
 def read_bytes(path: str, limit: int) -> bytes:
     """The bytes of a file. Raises OSError, also for a file of more than `limit` bytes."""
-    with open_regular(path) as file:
-        size = os.fstat(file.fileno()).st_size
+    descriptor = open_descriptor(path)
+    try:
+        size = os.fstat(descriptor).st_size
         if size > limit:
             raise OSError(f"too large, {size:,} bytes: {path}")
-        return file.read()
+        return os.read(descriptor, size)
+    finally:
+        os.close(descriptor)
 
 
 def reason_of(error: Exception) -> str:

@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 
 from PIL import Image
 
-from soir_files import SoirError, open_regular, read_bytes
+from soir_files import SoirError, open_descriptor, open_regular, read_bytes
 
 # The file endings that count as images (in any case), and the formats Pillow may take them for. Few formats, since
 # every decoder is a way in for a file made to be trouble.
@@ -29,6 +29,10 @@ MAX_IMAGE_FILE = 2**28
 
 # How a whole JPEG, and a whole PNG, ends.
 END_MARKERS = (b"\xff\xd9", b"IEND\xaeB`\x82")
+LONGEST_MARKER = 8
+
+# How much of a file is read for the header of a JPEG: the size of the image stands in it, unless there is much of EXIF.
+HEADER = 1024
 
 
 def image_names(folder: str) -> list[str]:
@@ -78,8 +82,12 @@ def is_image_size(size: Any) -> bool:
 
 def image_size(path: str) -> tuple[int, int]:
     """(height, width) of an image, from its header. Raises OSError, as `read_image` does."""
-    with open_regular(path) as file:
-        return _size_from_header(file, path)
+    descriptor = open_descriptor(path)
+    try:
+        start = os.read(descriptor, HEADER)
+    finally:
+        os.close(descriptor)
+    return _jpeg_size(start) or _size_by_pillow(path)
 
 
 def whole_image_size(path: str) -> tuple[int, int]:
@@ -88,17 +96,22 @@ def whole_image_size(path: str) -> tuple[int, int]:
     A whole JPEG or PNG ends with its end marker. Only where that is missing is the image decoded, since some whole
     files have other bytes behind it.
     """
-    with open_regular(path) as file:
-        size = _size_from_header(file, path)
-        file.seek(-12, os.SEEK_END)
-        end = file.read()
+    descriptor = open_descriptor(path)
+    try:
+        start = os.read(descriptor, HEADER)
+        os.lseek(descriptor, -LONGEST_MARKER, os.SEEK_END)
+        end = os.read(descriptor, LONGEST_MARKER)
+    finally:
+        os.close(descriptor)
+    size = _jpeg_size(start) or _size_by_pillow(path)
     if not end.endswith(END_MARKERS):
         read_image(path)
     return size
 
 
-def _size_from_header(file: BinaryIO, path: str) -> tuple[int, int]:
-    return _jpeg_size(file.read(1024)) or _open(file, path).size[::-1]
+def _size_by_pillow(path: str) -> tuple[int, int]:
+    with open_regular(path) as file:
+        return _open(file, path).size[::-1]
 
 
 def read_image(path: str, luminance: bool = False) -> Image.Image:
