@@ -545,6 +545,8 @@ def test_what_cannot_be_used_is_skipped_and_counted_and_the_rest_goes_on(tiny, d
     damage(tiny)
     done, annotations = tiny.create("--strict")
     assert done.returncode == 1
+    verified = run_here("verify_dataset.py", "--ann-file", tiny.path("anns.pt"), "--base-path", tiny.root)
+    assert verified.returncode == 0, verified.stdout  # whatever is written passes
     report = done.stdout[done.stdout.index("skipped:") :].split("\n\n")[0].splitlines()[1:]
     assert [line for line in report if line.strip().startswith(f"1 x {reason}")] == report
     lost = set(whole) - set(annotations)

@@ -110,8 +110,9 @@ def test_commands_within_sentences_run_too(folder):
         assert done.returncode == 0, done.stderr
 
 
-def test_the_picture_is_what_its_command_draws(folder):
-    with Image.open(str(folder[0] / "preview.png")) as drawn, Image.open(str(ROOT / "pictures/preview.png")) as shown:
+@pytest.mark.parametrize("name", ["preview.png", "worst.png"])
+def test_the_pictures_are_what_their_commands_draw(folder, name):
+    with Image.open(str(folder[0] / name)) as drawn, Image.open(str(ROOT / "pictures" / name)) as shown:
         assert drawn.size == shown.size
         difference = np.abs(np.asarray(drawn, dtype=int) - np.asarray(shown, dtype=int)).mean()
         assert difference < (1 if IS_PINNED else 10)
