@@ -179,7 +179,7 @@ def usable_objects(
         mask = None
         if has_masks:
             try:
-                mask = read_segmentation(annotation.get("segmentation"), image.size)
+                mask, mask_box = read_segmentation(annotation.get("segmentation"), image.size)
             except ValueError as error:
                 if isinstance(annotation.get("segmentation"), list):  # polygons in shares of the image show no pixel
                     doubts.reaching.append((annotation, image.size))
@@ -189,7 +189,7 @@ def usable_objects(
             findings.skip("annotation that occurs twice", image.path)
             continue
         if mask is not None:
-            doubt = doubt_of_mask(box_of_mask(mask), box)
+            doubt = doubt_of_mask(mask_box, box)
             if doubt == "reaching":
                 doubts.reaching.append((annotation, image.size))
                 if not doubts.is_kept:
@@ -232,11 +232,6 @@ def usable_box(annotation: dict[str, Any], image: GalleryImage, doubts: Doubts, 
     return inside
 
 
-def box_of_mask(mask: Rle) -> Box:
-    x, y, width, height = map(int, coco_mask.toBbox(mask))
-    return x, y, x + width, y + height
-
-
 # -------------------------------------------------------------------------------- annotations that mean something else
 
 
@@ -277,7 +272,7 @@ def possible_meanings(annotation: dict[str, Any], size: Size) -> Iterator[str]:
     segmentation = annotation.get("segmentation")
     mask = None
     with suppress(ValueError):
-        mask = coco_mask.decode(read_segmentation(segmentation, size))
+        mask = coco_mask.decode(read_segmentation(segmentation, size)[0])
     if is_box(bbox) and agree(bbox, mask, size):
         yield "boxes are corners [x1, y1, x2, y2], where [x, y, width, height] is due"
     if box is not None and isinstance(segmentation, list):

@@ -103,8 +103,8 @@ def compress_rle(record: Rle) -> Rle:
     return compress_runs(runs, (size[0], size[1]))
 
 
-def read_segmentation(segmentation: Any, size: tuple[int, int]) -> Rle:
-    """A COCO segmentation of an image of (height, width) -> compressed RLE.
+def read_segmentation(segmentation: Any, size: tuple[int, int]) -> tuple[Rle, MaskBox]:
+    """A COCO segmentation of an image of (height, width) -> compressed RLE, and its half-open box.
 
     segmentation  compressed RLE, polygons [[x1, y1, x2, ...], ...], or the ValueError that `compress_rle` raised
     Raises ValueError if it is not valid, of another size, or empty.
@@ -119,9 +119,10 @@ def read_segmentation(segmentation: Any, size: tuple[int, int]) -> Rle:
         raise ValueError("no segmentation")
     if rle["size"] != list(size):
         raise ValueError("its size is not the image's")
-    if not coco_mask.area(rle):
+    x, y, box_width, box_height = map(int, coco_mask.toBbox(rle))
+    if not box_width:
         raise ValueError("no pixel is set")
-    return rle
+    return rle, (x, y, x + box_width, y + box_height)
 
 
 def draw_polygons(polygons: list[Any], size: tuple[int, int]) -> Rle:
