@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from soir_console import Findings
 
+import gc
 import posixpath
 import random
 import re
@@ -71,6 +72,7 @@ def read_coco(path: str) -> Coco:
         return {name: value for name, value in record.items() if name in COCO_KEYS}
 
     coco = read_json(path, object_hook=shrink)
+    gc.freeze()  # what was parsed is here to stay: the collector would look at all of it time and again
     if not isinstance(coco, dict) or not all(isinstance(coco.get(name), list) for name in ("images", "annotations")):
         raise SoirError(f'{path} is no COCO file: expected an object with the lists "images" and "annotations"')
     return {name: [r if isinstance(r, dict) else {} for r in coco[name]] for name in ("images", "annotations")}
