@@ -55,7 +55,7 @@ from soir_common import (
     shorten,
 )
 from soir_files import SoirError, check_outputs, whole_file
-from soir_forms import FORM_CHECKS, SizeFinder, load_any_form, size_finder
+from soir_forms import FORM_CHECKS, SizeFinder, load_any_form, size_finder, size_of_image
 from soir_images import absolute_base, natural_key, tidy_path
 from soir_masks import MaskReading, examine_masks, mask_faults
 
@@ -304,12 +304,6 @@ def objects_of(entry: Entry) -> Iterator[tuple[int, EntryBox, Rle | None]]:
     for index, instance in enumerate(instances):
         at = 0 if entry["is_query"] else index
         yield instance, boxes[at], masks[at] if masks else None
-
-
-def size_of_image(path: str, entry: Entry, find_size: SizeFinder) -> Size | None:
-    for mask in masks_of(entry):
-        return mask["size"][0], mask["size"][1]
-    return find_size(path)
 
 
 def category_of(entry: Entry, instance: int) -> str:

@@ -73,9 +73,9 @@ from soir_common import (
 )
 from soir_features import find_by_features, rank_by_features, read_features
 from soir_files import SoirError, check_outputs, whole_file, write_whole
-from soir_forms import SizeFinder, load_any_form, size_finder
-from soir_images import absolute_base, is_image_size
-from soir_masks import decode_mask, is_polygons
+from soir_forms import SizeFinder, load_any_form, size_finder, size_of_image
+from soir_images import absolute_base
+from soir_masks import decode_mask
 from soir_metrics import Difference, compare_means, first_ranks, mean_interval, score_hits
 from soir_pictures import (
     GALLERY_COLOUR,
@@ -219,17 +219,6 @@ def object_sizes(gallery: Annotations, find_size: SizeFinder) -> dict[tuple[str,
             for box, instance in zip(boxes_of(entry), instances_of(entry)):
                 shares[set_name, instance].append(box_share(box, size))
     return {instance: float(np.mean(values)) for instance, values in shares.items()}
-
-
-def size_of_image(path: str, entry: Entry, find_size: SizeFinder) -> tuple[int, int] | None:
-    """(height, width) of an image, from its masks or its header; None if there is neither. Raises SoirError."""
-    masks = masks_of(entry)
-    if not masks or is_polygons(masks[0]):
-        return find_size(path)
-    size: Any = masks[0].get("size") if isinstance(masks[0], dict) else None
-    if not is_image_size(size):
-        raise SoirError(f"a mask of {path} has no size: see what verify_dataset.py says of the annotation file")
-    return size[0], size[1]
 
 
 # --------------------------------------------------------------------------------------------------------------- scores

@@ -34,7 +34,9 @@ from soir_common import (
     Size,
     doubt_of_mask,
     load_annotations,
+    masks_of,
 )
+from soir_files import SoirError
 from soir_images import full_path, image_size, is_image_size
 from soir_masks import box_of_runs, compress_list, draw_polygons, is_polygons, runs_of_list
 
@@ -97,6 +99,17 @@ def size_finder(base_path: str | None) -> SizeFinder:
             return None
 
     return find_size
+
+
+def size_of_image(path: str, entry: Entry, find_size: SizeFinder) -> Size | None:
+    """(height, width) of an image, from its masks or its header; None if there is neither. Raises SoirError."""
+    masks = masks_of(entry)
+    if not masks or is_polygons(masks[0]):
+        return find_size(path)
+    size: Any = masks[0].get("size") if isinstance(masks[0], dict) else None
+    if not is_image_size(size):
+        raise SoirError(f"a mask of {path} has no size: see what verify_dataset.py says of the annotation file")
+    return size[0], size[1]
 
 
 def _is_usual_query(entry: Any) -> bool:
