@@ -150,6 +150,7 @@ def test_a_kill_at_any_moment_leaves_the_old_output_or_the_new_one(source, tmp_p
 def test_an_interrupt_at_any_moment_ends_with_130_and_leaves_nothing(source, tmp_path, script):
     args, outputs = job(script, source, tmp_path)
     new, seconds = undisturbed(script, args, tmp_path)
+    seconds = min(seconds, *(undisturbed(script, args, tmp_path)[1] for _ in range(2)))  # one run may have been slow
     moments, groups, statuses = random.Random(1), [], []
     for number in range(KILLS):
         put_old(outputs)
