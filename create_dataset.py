@@ -49,7 +49,7 @@ from soir_common import (
     query_entry,
     save_annotations,
 )
-from soir_files import SoirError, check_outputs, find_root, reason_of
+from soir_files import SoirError, check_outputs, find_root, no_garbage_collection, reason_of
 from soir_images import (
     IMAGE_ENDINGS,
     image_names,
@@ -120,7 +120,7 @@ def parse_owid(folder: str, prefix: str, options: Options, findings: Findings) -
         # Both files count ids from 0, so each is joined by itself; val comes last, since an image that shows a val
         # instance is a val image.
         images = join_images({"train": train, "val": val}, f"{prefix}/P2", findings)
-        val_instances = {a["category_id"] for a in val["annotations"] if is_id(a.get("category_id"))}
+        val_instances = {a.category_id for a in val.annotations if is_id(a.category_id)}
         del train, val
         for query, mask, box in usable_queries(queries, readings, findings):
             split = "val" if query.instance.number in val_instances else "train"
@@ -278,6 +278,7 @@ def read_gallery(
                 findings.skip("gallery image whose size is not what its annotations say", image.path)
             else:
                 yield image._replace(size=size)
+                image.annotations.clear()  # those of OWID take 100 MB, which its entries can have
 
 
 def read_size(path: str) -> Size | str:
@@ -377,7 +378,8 @@ def read_source(source: Source, args: argparse.Namespace, findings: Findings) ->
     folder = os.path.join(args.voxdet_root, source.path)
     prefix = tidy_path(source.path) if args.relative_paths else tidy_path(folder)
     options = Options(args.max_categories, args.workers, args.keep_contradictions)
-    entries = dict(source.parse(folder, prefix, options, findings))
+    with no_garbage_collection():
+        entries = dict(source.parse(folder, prefix, options, findings))
     missing = {True, False} - {entry["is_query"] for entry in entries.values()}
     if missing and not args.max_categories:  # a few instances may well be without gallery images
         print_findings(findings)

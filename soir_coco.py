@@ -7,13 +7,12 @@ from __future__ import annotations
 
 from soir_console import Findings
 
-import gc
 import posixpath
 import random
 import re
 from collections import Counter
 from contextlib import suppress
-from typing import Any, Dict, Iterator, List, NamedTuple
+from typing import Any, Iterator, NamedTuple
 
 import numpy as np
 import pycocotools.mask as coco_mask
@@ -36,11 +35,32 @@ from soir_files import SoirError, read_json
 from soir_images import natural_key
 from soir_masks import compress_rle, draw_polygons, read_segmentation
 
-# The keys of a COCO file that we use. The rest, half of OWID's 500 MB, is dropped while the JSON is parsed.
-COCO_KEYS = {"images", "annotations", "id", "file_name", "width", "height"}
-COCO_KEYS |= {"image_id", "category_id", "bbox", "segmentation", "num_ins", "iscrowd", "ignore"}
 
-Coco = Dict[str, List[Dict[str, Any]]]
+class Annotation(NamedTuple):
+    """An annotation of a COCO file: what it has under the keys that we use, which may be anything; None is missing.
+
+    The rest, half of OWID's 500 MB, is dropped while the JSON is parsed; and a tuple takes a third of a dict's memory.
+    """
+
+    id: Any = None
+    image_id: Any = None
+    category_id: Any = None
+    bbox: Any = None
+    segmentation: Any = None
+    num_ins: Any = None
+    iscrowd: Any = None
+    ignore: Any = None
+
+
+# The keys of an image record that we use, and those of an annotation: some exporters give it a "file_name" too.
+KEYS = {"id", "file_name", "width", "height", *Annotation._fields}
+
+
+class Coco(NamedTuple):
+    """A COCO file."""
+
+    images: list[dict[str, Any]]  # their values, too, may be anything
+    annotations: list[Annotation]
 
 
 class GalleryImage(NamedTuple):
@@ -50,14 +70,14 @@ class GalleryImage(NamedTuple):
     name: str  # in the folder of the gallery
     split: str
     size: Size  # (height, width), which may be (None, None) until the image has been read
-    annotations: list[dict[str, Any]]
+    annotations: list[Annotation]
 
 
 # ------------------------------------------------------------------------------------------------------------- images
 
 
 def read_coco(path: str) -> Coco:
-    """Read a COCO file: its lists "images" and "annotations" of dicts, with the keys of COCO_KEYS.
+    """Read a COCO file.
 
     An RLE is compressed as soon as it is parsed, since its list of run lengths takes fifty times the memory; in place
     of one that is not valid stands the ValueError of `compress_rle`. Raises SoirError if it is no COCO file.
@@ -68,14 +88,20 @@ def read_coco(path: str) -> Coco:
             try:
                 return compress_rle(record)
             except ValueError as error:
-                return error
-        return {name: value for name, value in record.items() if name in COCO_KEYS}
+                return ValueError(str(error))  # as it was raised, it would hold what the frames of its traceback hold
+        if "file_name" in record:
+            return {name: value for name, value in record.items() if name in KEYS}
+        return as_annotation(record) if "image_id" in record else record
 
     coco = read_json(path, object_hook=shrink)
-    gc.freeze()  # what was parsed is here to stay: the collector would look at all of it time and again
-    if not isinstance(coco, dict) or not all(isinstance(coco.get(name), list) for name in ("images", "annotations")):
+    if not isinstance(coco, dict) or not all(isinstance(coco.get(name), list) for name in Coco._fields):
         raise SoirError(f'{path} is no COCO file: expected an object with the lists "images" and "annotations"')
-    return {name: [r if isinstance(r, dict) else {} for r in coco[name]] for name in ("images", "annotations")}
+    images = [record if isinstance(record, dict) else {} for record in coco["images"]]
+    return Coco(images, [r if isinstance(r, Annotation) else as_annotation(r) for r in coco["annotations"]])
+
+
+def as_annotation(record: Any) -> Annotation:
+    return Annotation(*map(record.get, Annotation._fields)) if isinstance(record, dict) else Annotation()
 
 
 def join_images(files: dict[str, Coco], prefix: str, findings: Findings) -> list[GalleryImage]:
@@ -89,7 +115,7 @@ def join_images(files: dict[str, Coco], prefix: str, findings: Findings) -> list
     for split, coco in files.items():
         names: dict[int, str] = {}  # by image id
         earlier = set(images)
-        for record in coco["images"]:
+        for record in coco.images:
             name = record.get("file_name")
             if not is_id(record.get("id")) or record["id"] in names:
                 findings.skip("image record without an id of its own", f"{prefix}: {shorten(name)}")
@@ -101,12 +127,12 @@ def join_images(files: dict[str, Coco], prefix: str, findings: Findings) -> list
                 annotations = images[name].annotations if name in images else []
                 size: Any = (record.get("height"), record.get("width"))
                 images[name] = GalleryImage(f"{prefix}/{name}", name, split, size, annotations)
-        for annotation in coco["annotations"]:
-            number = annotation.get("image_id")
+        for annotation in coco.annotations:
+            number = annotation.image_id
             if is_id(number) and number in names:
                 images[names[number]].annotations.append(annotation)
             else:
-                place = f"{prefix}: {split} annotation {shorten(annotation.get('id'))}"
+                place = f"{prefix}: {split} annotation {shorten(annotation.id)}"
                 findings.skip("annotation that points to no image", place)
         again = earlier.intersection(names.values())
         if again and again == set(names.values()):
@@ -148,12 +174,12 @@ class Doubts:
     def __init__(self, is_kept: bool) -> None:
         self.is_kept = is_kept  # --keep-contradictions
         self.annotations = 0  # of the set, all
-        self.corners = 0  # those of them whose bbox could be [x1, y1, x2, y2]
-        self.tiny: list[dict[str, Any]] = []  # those under one pixel wide or high
+        self.are_corners = True  # whether each bbox so far could be [x1, y1, x2, y2]
+        self.tiny: list[Annotation] = []  # those under one pixel wide or high
         # With the (height, width) of the image: whose mask reaches out of its box; whose box is far too large, or
         # reaches out of the image.
-        self.reaching: list[tuple[dict[str, Any], Size]] = []
-        self.loose: list[tuple[dict[str, Any], Size]] = []
+        self.reaching: list[tuple[Annotation, Size]] = []
+        self.loose: list[tuple[Annotation, Size]] = []
 
 
 def usable_objects(
@@ -166,8 +192,8 @@ def usable_objects(
     """The annotations of an image that can be used; `wanted` are the instances to keep, None for all."""
     objects: dict[tuple[int, Box], GalleryObject] = {}
     for annotation in image.annotations:
-        instance: Any = annotation.get("category_id")
-        if annotation.get("iscrowd"):
+        instance: Any = annotation.category_id
+        if annotation.iscrowd:
             findings.skip("annotation of a region, not of an instance (iscrowd)", image.path)
             continue
         if not is_id(instance):
@@ -181,9 +207,9 @@ def usable_objects(
         mask = None
         if has_masks:
             try:
-                mask, mask_box = read_segmentation(annotation.get("segmentation"), image.size)
+                mask, mask_box = read_segmentation(annotation.segmentation, image.size)
             except ValueError as error:
-                if isinstance(annotation.get("segmentation"), list):  # polygons in shares of the image show no pixel
+                if isinstance(annotation.segmentation, list):  # polygons in shares of the image show no pixel
                     doubts.reaching.append((annotation, image.size))
                 findings.skip(f"annotation without a usable mask ({error})", image.path)
                 continue
@@ -201,21 +227,21 @@ def usable_objects(
             elif doubt == "loose":
                 doubts.loose.append((annotation, image.size))
                 findings.notice("annotation whose box is far larger than its mask", image.path)
-        if annotation.get("ignore"):
+        if annotation.ignore:
             findings.notice("annotation that says ignore, kept", image.path)
-        num_ins = annotation.get("num_ins")
+        num_ins = annotation.num_ins
         if not is_id(num_ins) or not num_ins:
             num_ins = len(image.annotations)
         objects[instance, box] = GalleryObject(instance, box, mask, num_ins)
     return list(objects.values())
 
 
-def usable_box(annotation: dict[str, Any], image: GalleryImage, doubts: Doubts, findings: Findings) -> Box | None:
+def usable_box(annotation: Annotation, image: GalleryImage, doubts: Doubts, findings: Findings) -> Box | None:
     """The box of an annotation, half-open and inside its image."""
-    bbox = annotation.get("bbox")
+    bbox = annotation.bbox
     box = xyxy_of(bbox)
     doubts.annotations += 1
-    doubts.corners += is_box(bbox) and is_inside(bbox, image.size)
+    doubts.are_corners = doubts.are_corners and is_box(bbox) and is_inside(bbox, image.size)
     if box is None:
         findings.skip("annotation without a box of positive size", image.path)
         return None
@@ -224,7 +250,7 @@ def usable_box(annotation: dict[str, Any], image: GalleryImage, doubts: Doubts, 
         doubts.loose.append((annotation, image.size))
         findings.skip("annotation whose box lies outside of its image", image.path)
         return None
-    if is_below_pixel(box) or is_below_pixel(inside):
+    if is_below_pixel(inside):
         doubts.tiny.append(annotation)
         findings.skip("annotation whose box is less than a pixel wide or high", image.path)
         return None
@@ -243,7 +269,7 @@ def stop_if_misread(doubts: Doubts, place: str) -> None:
     place  the folder of the set
     """
     half = doubts.annotations / 2
-    if len(doubts.tiny) > half and all(all(0 <= value <= 1 for value in a["bbox"]) for a in doubts.tiny):
+    if len(doubts.tiny) > half and all(all(0 <= value <= 1 for value in a.bbox) for a in doubts.tiny):
         raise SoirError(
             f"{len(doubts.tiny):,} of the {doubts.annotations:,} boxes of {place} lie within 0..1: "
             "these are shares of the image, pixels are expected; multiply them by its width and height"
@@ -252,7 +278,7 @@ def stop_if_misread(doubts: Doubts, place: str) -> None:
         return
     suspects = doubts.reaching + doubts.loose
     meaning, share = likely_meaning(suspects)
-    are_corners = doubts.corners == doubts.annotations and len(doubts.loose) > 0.1 * doubts.annotations
+    are_corners = doubts.are_corners and len(doubts.loose) > 0.1 * doubts.annotations
     if len(doubts.reaching) > half or (len(suspects) > half and share > 0.9) or (are_corners and "corners" in meaning):
         looks = f"it looks as if {meaning}" if share > 0.5 else "none of the usual mistakes explains it"
         raise SoirError(
@@ -261,17 +287,17 @@ def stop_if_misread(doubts: Doubts, place: str) -> None:
         )
 
 
-def likely_meaning(suspects: list[tuple[dict[str, Any], Size]]) -> tuple[str, float]:
+def likely_meaning(suspects: list[tuple[Annotation, Size]]) -> tuple[str, float]:
     """(what the annotations may mean instead, the share of them that then makes sense); a sample of them will do."""
     sample = random.Random(0).sample(suspects, min(len(suspects), 200))
     fits = Counter(meaning for annotation, size in sample for meaning in possible_meanings(annotation, size))
     return max(((meaning, count / len(sample)) for meaning, count in fits.items()), default=("", 0), key=lambda m: m[1])
 
 
-def possible_meanings(annotation: dict[str, Any], size: Size) -> Iterator[str]:
+def possible_meanings(annotation: Annotation, size: Size) -> Iterator[str]:
     """Yield the readings in which an annotation of an image of (height, width) does not contradict itself."""
-    bbox, box = annotation["bbox"], xyxy_of(annotation["bbox"])
-    segmentation = annotation.get("segmentation")
+    bbox, box = annotation.bbox, xyxy_of(annotation.bbox)
+    segmentation = annotation.segmentation
     mask = None
     with suppress(ValueError):
         mask = coco_mask.decode(read_segmentation(segmentation, size)[0])

@@ -298,8 +298,17 @@ def bench_json(folder: str, repeats: int) -> Iterator[Row]:
         f"with open({os.path.join(owid, 'P2', f'{split}_annotations.json')!r}) as file: {split} = json.load(file)"
         for split in ("train", "val")
     )
-    parse = f"entries = dict(parse_owid({owid!r}, 'OWID', Options(), findings))\nassert entries and not findings"
-    setup = "from soir_console import Findings\nfrom create_dataset import Options, parse_owid\nfindings = Findings()"
+    setup = """
+from create_dataset import Options, parse_owid
+from soir_console import Findings
+from soir_files import no_garbage_collection
+findings = Findings()
+"""
+    parse = f"""
+with no_garbage_collection():
+    entries = dict(parse_owid({owid!r}, 'OWID', Options(), findings))
+assert entries and not findings
+"""
     runs, floors = [], []
     for _ in range(repeats):
         runs.append(probe(parse, setup))

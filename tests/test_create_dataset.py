@@ -190,6 +190,18 @@ def test_without_num_ins_the_annotations_of_the_image_are_counted(tiny):
     assert annotations[PHOTOGRAPH]["num_ins"] == [4]
 
 
+def test_records_of_both_kinds_may_have_the_keys_of_the_other(tiny):
+    expected = tiny.annotations()
+    for coco in (tiny.train, tiny.val, tiny.test):
+        names = {image["id"]: image["file_name"] for image in coco["images"]}
+        for image in coco["images"]:
+            image.update(image_id=image["id"], bbox=None, category_id=7, license=1)
+        for annotation in coco["annotations"]:
+            annotation.update(file_name=names[annotation["image_id"]], width=1, height=1, area=5.0)
+    tiny.write_json()
+    assert tiny.annotations() == expected
+
+
 def test_annotations_of_instances_without_queries_are_kept(tiny):
     tiny.train["annotations"][0]["category_id"] = 999
     tiny.write_json()
