@@ -238,7 +238,7 @@ def _examine_chunk(masks: list[Any]) -> list[MaskReading]:
         strings = [_as_bytes(masks[index]["counts"]) for index in chosen]
         sizes = np.array([masks[index]["size"] for index in chosen], dtype=np.int64)
         for index, (fault, detail, box) in zip(chosen, _examine_compressed(strings, sizes)):
-            readings[index] = readings[index]._replace(fault=fault, detail=detail, box=box)
+            readings[index] = MaskReading(fault, detail, readings[index].size, box)
     return readings
 
 

@@ -27,7 +27,6 @@ from soir_console import (
 )
 
 import argparse
-import gc
 import json
 import math
 import os
@@ -61,7 +60,7 @@ from soir_common import (
     shorten,
 )
 from soir_detections import Detections, detection_figures, read_detections
-from soir_files import SoirError, check_outputs, find_root, whole_file
+from soir_files import SoirError, check_outputs, find_root, no_garbage_collection, whole_file
 from soir_forms import FORM_CHECKS, load_any_form, size_finder
 from soir_images import absolute_base, full_path, image_size
 from soir_masks import decode_mask, examine_masks, mask_faults
@@ -152,6 +151,23 @@ class Findings:
 
 
 # -------------------------------------------------------------------------------------------------------------- checks
+
+
+def check_all(
+    annotations: Annotations, base_path: str | None, skip_paths: bool, sample_masks: int | None, findings: Findings
+) -> tuple[Annotations, dict[str, Size]]:
+    """Run all checks. Returns the entries whose fields can be relied on, and (height, width) of the known images."""
+    entries = check_entries(annotations, findings)
+    sizes = check_masks(entries, sample_masks, findings)
+    if not skip_paths:
+        sizes.update(check_paths(annotations, base_path, sizes, findings))
+    for path, size in sizes.items():
+        for check, detail in extent_faults(entries[path], size) if path in entries else ():
+            findings.add(check, path, detail)
+    check_sets(entries, findings)
+    if len(entries) == len(annotations):  # what is broken would make queries look unanswered
+        check_retrieval(entries, findings)
+    return entries, sizes
 
 
 def check_entries(annotations: Annotations, findings: Findings) -> Annotations:
@@ -646,25 +662,15 @@ def main() -> int:
     base_path = absolute_base(args.base_path)
     findings = Findings()
     find_size = (lambda path: None) if args.skip_paths else size_finder(base_path)
-    annotations = load_any_form(args.ann_file, find_size, findings.add)
-    if not annotations:
-        raise SoirError(f"{args.ann_file} holds no entries, so there is nothing to check")
-
-    gc.freeze()  # the entries are here to stay: without this, the collector looks at all of them time and again
-    entries = check_entries(annotations, findings)
-    sizes = check_masks(entries, args.sample_masks, findings)
-    if not args.skip_paths:
-        sizes.update(check_paths(annotations, base_path, sizes, findings))
-    for path, size in sizes.items():
-        for check, detail in extent_faults(entries[path], size) if path in entries else ():
-            findings.add(check, path, detail)
-    check_sets(entries, findings)
-    if len(entries) == len(annotations):  # what is broken would make queries look unanswered
-        check_retrieval(entries, findings)
     doubts, detections = DetectionFindings(), None
-    if args.detections:
-        detections = read_detections(args.detections, annotations, args.min_score, doubts)
-    figures = statistics(entries, sizes, detections)
+    with no_garbage_collection():
+        annotations = load_any_form(args.ann_file, find_size, findings.add)
+        if not annotations:
+            raise SoirError(f"{args.ann_file} holds no entries, so there is nothing to check")
+        entries, sizes = check_all(annotations, base_path, args.skip_paths, args.sample_masks, findings)
+        if args.detections:
+            detections = read_detections(args.detections, annotations, args.min_score, doubts)
+        figures = statistics(entries, sizes, detections)
 
     errors, warnings = findings.count("error"), findings.count("warning")
     passed = not errors and not (args.strict and (warnings or doubts))
