@@ -49,7 +49,7 @@ from soir_common import (
     query_entry,
     save_annotations,
 )
-from soir_files import SoirError, check_outputs, find_root, no_garbage_collection, reason_of
+from soir_files import SoirError, check_outputs, find_root, reason_of
 from soir_images import (
     IMAGE_ENDINGS,
     image_names,
@@ -378,8 +378,7 @@ def read_source(source: Source, args: argparse.Namespace, findings: Findings) ->
     folder = os.path.join(args.voxdet_root, source.path)
     prefix = tidy_path(source.path) if args.relative_paths else tidy_path(folder)
     options = Options(args.max_categories, args.workers, args.keep_contradictions)
-    with no_garbage_collection():
-        entries = dict(source.parse(folder, prefix, options, findings))
+    entries = dict(source.parse(folder, prefix, options, findings))
     missing = {True, False} - {entry["is_query"] for entry in entries.values()}
     if missing and not args.max_categories:  # a few instances may well be without gallery images
         print_findings(findings)

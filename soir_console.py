@@ -19,7 +19,7 @@ from collections import defaultdict
 from contextlib import contextmanager, suppress
 from typing import Any, Iterable, Iterator, NoReturn, TypeVar
 
-from soir_files import SoirError
+from soir_files import SoirError, no_garbage_collection
 
 VERSION = "1.0.0"
 
@@ -47,7 +47,7 @@ def exit_status() -> Iterator[None]:
         getattr(sys, name).reconfigure(errors="backslashreplace")
     try:
         try:
-            with warnings.catch_warnings():
+            with warnings.catch_warnings(), no_garbage_collection():
                 warnings.simplefilter("ignore")  # of Pillow and NumPy, on what is odd in a file
                 yield
         finally:

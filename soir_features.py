@@ -24,7 +24,7 @@ import numpy as np
 
 from soir_arrays import MAX_RATIO, as_matrix, as_texts, load_npz
 from soir_common import Annotations, shorten
-from soir_files import SoirError, no_garbage_collection
+from soir_files import SoirError
 from soir_loading import load_values
 from soir_protocol import Found, Ranking, Task, count_boxed
 from soir_runs import as_boxes
@@ -82,18 +82,17 @@ class Scored(NamedTuple):
 
 def read_features(path: str, annotations: Annotations, findings: Findings) -> Features:
     """The features of the images of an annotation file; what cannot be used is listed. Raises SoirError."""
-    with no_garbage_collection():
-        content = load_npz(path) if path.lower().endswith(".npz") else load_values(path, arrays=True)
-        try:
-            if not isinstance(content, dict) or not content:
-                raise ValueError("expected a dict, path -> vector, or paths and features")
-            limit = MAX_RATIO * os.path.getsize(path)
-            if set(content) in ({"paths", "features"}, {"paths", "features", "boxes"}):
-                features = read_index(content, annotations, limit)
-            else:
-                features = read_images(path, content, annotations, limit, findings)
-        except (OSError, ValueError) as error:
-            raise SoirError(f"{path} holds no features: {error}") from error
+    content = load_npz(path) if path.lower().endswith(".npz") else load_values(path, arrays=True)
+    try:
+        if not isinstance(content, dict) or not content:
+            raise ValueError("expected a dict, path -> vector, or paths and features")
+        limit = MAX_RATIO * os.path.getsize(path)
+        if set(content) in ({"paths", "features"}, {"paths", "features", "boxes"}):
+            features = read_index(content, annotations, limit)
+        else:
+            features = read_images(path, content, annotations, limit, findings)
+    except (OSError, ValueError) as error:
+        raise SoirError(f"{path} holds no features: {error}") from error
     if not features.rows:
         raise _of_no_image(path, list(content.get("paths", content))[:1], annotations)
     return without_unusable(features, annotations, findings)

@@ -65,7 +65,7 @@ def reason_of(error: Exception) -> str:
 def read_json(path: str, object_hook: Callable[[dict[str, Any]], Any] | None = None) -> Any:
     """Read a JSON file, in UTF-8. Raises SoirError if the file cannot be read or is not valid JSON."""
     try:
-        with open_regular(path) as file, no_garbage_collection():
+        with open_regular(path) as file:
             return json.loads(file.read().decode("utf-8-sig"), object_hook=object_hook)
     except OSError as error:
         raise SoirError(f"cannot read {path}: {error.strerror or error}") from error
@@ -85,7 +85,11 @@ def find_root(root: str, paths: list[str]) -> str | None:
 
 @contextmanager
 def no_garbage_collection() -> Iterator[None]:
-    """Pause the collector of cycles while millions of containers are made: it would take three times the time."""
+    """Pause the collector of cycles. A script makes millions of containers, and no cycles but for a few small ones.
+
+    The collector would look at all of them time and again, which takes a seventh of the time, and two thirds of that of
+    parsing or loading alone.
+    """
     was_enabled = gc.isenabled()
     gc.disable()
     try:

@@ -29,7 +29,7 @@ import numpy as np
 
 from soir_arrays import MAX_RATIO, as_matrix, as_texts, load_npz
 from soir_common import MAX_COORDINATE, is_box, shorten
-from soir_files import SoirError, no_garbage_collection, open_regular, read_json
+from soir_files import SoirError, open_regular, read_json
 from soir_loading import check_repeats, load_values
 from soir_protocol import Ranking, Task
 
@@ -69,29 +69,28 @@ def read_run(path: str, task: Task, findings: Findings) -> list[Ranking]:
 
     Raises SoirError if the file is in none of the forms, or has a ranking for none of the queries.
     """
-    with no_garbage_collection():
-        run = open_run(path)
-        asked = set(task.queries)
-        names = list(run.queries)
-        if not any(name in asked for name in names):
-            found = f"paths like {shorten(names[0])}" if names else "nothing"
-            raise SoirError(
-                f"{path} has a ranking for none of the queries: expected paths like {task.queries[0]}, found {found}; "
-                + FORMS
-            )
-        for name in names:
-            if name not in asked and name not in task.others:
-                findings.skip("ranking of a path that is no query here", shorten(name))
-        numbers: dict[str | None, int] = dict.fromkeys(task.others, OTHER)
-        numbers.update((name, position) for position, name in enumerate(task.gallery))
-        allowed = [_allowed_positions(task, kind) for kind in range(len(task.candidates))]
-        rankings = []
-        for number, query in enumerate(progress_bar("reading", task.queries)):
-            listed = run.listed(query)
-            if listed is None:
-                findings.skip("query without a ranking, scored 0", query)
-                listed = Listed([])
-            rankings.append(read_ranking(query, listed, numbers, allowed[task.kinds[number]], findings))
+    run = open_run(path)
+    asked = set(task.queries)
+    names = list(run.queries)
+    if not any(name in asked for name in names):
+        found = f"paths like {shorten(names[0])}" if names else "nothing"
+        raise SoirError(
+            f"{path} has a ranking for none of the queries: expected paths like {task.queries[0]}, found {found}; "
+            + FORMS
+        )
+    for name in names:
+        if name not in asked and name not in task.others:
+            findings.skip("ranking of a path that is no query here", shorten(name))
+    numbers: dict[str | None, int] = dict.fromkeys(task.others, OTHER)
+    numbers.update((name, position) for position, name in enumerate(task.gallery))
+    allowed = [_allowed_positions(task, kind) for kind in range(len(task.candidates))]
+    rankings = []
+    for number, query in enumerate(progress_bar("reading", task.queries)):
+        listed = run.listed(query)
+        if listed is None:
+            findings.skip("query without a ranking, scored 0", query)
+            listed = Listed([])
+        rankings.append(read_ranking(query, listed, numbers, allowed[task.kinds[number]], findings))
     return rankings
 
 

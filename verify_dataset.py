@@ -60,7 +60,7 @@ from soir_common import (
     shorten,
 )
 from soir_detections import Detections, detection_figures, read_detections
-from soir_files import SoirError, check_outputs, find_root, no_garbage_collection, whole_file
+from soir_files import SoirError, check_outputs, find_root, whole_file
 from soir_forms import FORM_CHECKS, load_any_form, size_finder
 from soir_images import absolute_base, full_path, image_size
 from soir_masks import decode_mask, examine_masks, mask_faults
@@ -663,14 +663,13 @@ def main() -> int:
     findings = Findings()
     find_size = (lambda path: None) if args.skip_paths else size_finder(base_path)
     doubts, detections = DetectionFindings(), None
-    with no_garbage_collection():
-        annotations = load_any_form(args.ann_file, find_size, findings.add)
-        if not annotations:
-            raise SoirError(f"{args.ann_file} holds no entries, so there is nothing to check")
-        entries, sizes = check_all(annotations, base_path, args.skip_paths, args.sample_masks, findings)
-        if args.detections:
-            detections = read_detections(args.detections, annotations, args.min_score, doubts)
-        figures = statistics(entries, sizes, detections)
+    annotations = load_any_form(args.ann_file, find_size, findings.add)
+    if not annotations:
+        raise SoirError(f"{args.ann_file} holds no entries, so there is nothing to check")
+    entries, sizes = check_all(annotations, base_path, args.skip_paths, args.sample_masks, findings)
+    if args.detections:
+        detections = read_detections(args.detections, annotations, args.min_score, doubts)
+    figures = statistics(entries, sizes, detections)
 
     errors, warnings = findings.count("error"), findings.count("warning")
     passed = not errors and not (args.strict and (warnings or doubts))

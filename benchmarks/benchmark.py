@@ -78,12 +78,14 @@ except SystemExit as end:
 
 # What comes before the ranking of images by their objects.
 RANK_OBJECTS = """
+import gc
 from soir_common import load_annotations
 from soir_console import Findings
 from soir_features import find_by_features, read_features
 from soir_protocol import gather_hits, make_task
 task = make_task(load_annotations({!r}))
 features = read_features({!r}, task.annotations, Findings())
+gc.disable()  # as the scripts have it
 """
 
 
@@ -299,16 +301,13 @@ def bench_json(folder: str, repeats: int) -> Iterator[Row]:
         for split in ("train", "val")
     )
     setup = """
+import gc
 from create_dataset import Options, parse_owid
 from soir_console import Findings
-from soir_files import no_garbage_collection
 findings = Findings()
+gc.disable()  # as the scripts have it
 """
-    parse = f"""
-with no_garbage_collection():
-    entries = dict(parse_owid({owid!r}, 'OWID', Options(), findings))
-assert entries and not findings
-"""
+    parse = f"entries = dict(parse_owid({owid!r}, 'OWID', Options(), findings))\nassert entries and not findings"
     runs, floors = [], []
     for _ in range(repeats):
         runs.append(probe(parse, setup))
