@@ -26,7 +26,7 @@ from soir_arrays import MAX_RATIO, as_matrix, as_texts, load_npz
 from soir_common import Annotations, shorten
 from soir_files import SoirError
 from soir_loading import load_values
-from soir_protocol import Found, Ranking, Task, count_boxed
+from soir_protocol import Found, Ranking, Task, box_matters
 from soir_runs import as_boxes
 
 # Similarities that are held at a time, 128 MB: of 580 queries to 55,000 images. In blocks of half the size, the product
@@ -69,12 +69,12 @@ class Columns(NamedTuple):
 
 
 class Scored(NamedTuple):
-    """The similarities of a query."""
+    """The similarities of some queries, which are valid until the next ones come."""
 
-    number: int  # of the query
+    numbers: list[int]  # of the queries
     columns: Columns
-    images: np.ndarray  # float32 [images]
-    objects: np.ndarray  # float32 [objects]
+    images: np.ndarray  # float32 [queries, images]
+    objects: np.ndarray  # float32 [queries, objects]
 
 
 # ------------------------------------------------------------------------------------------------------------- reading
@@ -253,23 +253,32 @@ def find_by_features(features: Features, task: Task) -> Iterator[Found]:
     numbers = [number for number, relevant in enumerate(task.relevant) if len(relevant)]
     for scored in score_images(features, task, numbers):
         columns = scored.columns
-        at = columns.column_of[task.relevant[scored.number]]
-        at = at[at >= 0]
-        ranks = ranks_of(scored.images, at)
-        order = np.argsort(ranks)
-        at, ranks, boxes = at[order], ranks[order], None
+        ranks_of_all, images_of_all = [], []
+        for number, similarities in zip(scored.numbers, scored.images):
+            at = columns.column_of[task.relevant[number]]
+            at = at[at >= 0]
+            ranks_of_query = ranks_of(similarities, at)
+            order = np.argsort(ranks_of_query)
+            ranks_of_all.append(ranks_of_query[order])
+            images_of_all.append(at[order])
+        counts = np.array([len(at) for at in images_of_all])
+        ranks, images, boxes = np.concatenate(ranks_of_all), np.concatenate(images_of_all), None
         if features.boxes is not None:
-            boxes = features.boxes[best_objects(scored, at[: count_boxed(ranks)])]
-        yield Found(scored.number, ranks, columns.positions[at], boxes)
+            matters = box_matters(ranks, counts)
+            rows = np.repeat(np.arange(len(counts)), counts)[matters]
+            boxes = features.boxes[best_objects(scored, rows, images[matters])]
+        yield Found(np.array(scored.numbers), counts, ranks, columns.positions[images], boxes)
 
 
 def rank_by_features(features: Features, task: Task, numbers: list[int]) -> Iterator[tuple[int, Ranking]]:
     """Yield (number, whole ranking) of some queries, kind by kind; none for those without a feature."""
     for scored in score_images(features, task, numbers):
-        order = np.argsort(-scored.images, kind="stable")
-        boxes = None if features.boxes is None else features.boxes[best_objects(scored, order)]
-        positions = scored.columns.positions[order]
-        yield scored.number, Ranking(positions, scored.images[order].astype(np.float64), boxes)
+        for row, (number, similarities) in enumerate(zip(scored.numbers, scored.images)):
+            order, boxes = np.argsort(-similarities, kind="stable"), None
+            if features.boxes is not None:
+                boxes = features.boxes[best_objects(scored, np.full(len(order), row), order)]
+            positions = scored.columns.positions[order]
+            yield number, Ranking(positions, similarities[order].astype(np.float64), boxes)
 
 
 def ranks_of(similarities: np.ndarray, at: np.ndarray) -> np.ndarray:
@@ -297,8 +306,11 @@ def ranks_of(similarities: np.ndarray, at: np.ndarray) -> np.ndarray:
     return ranks
 
 
-def best_objects(scored: Scored, images: np.ndarray) -> np.ndarray:
-    """int64 [N]: the row of `Features` of the best object in each image, the first one of equals."""
+def best_objects(scored: Scored, rows: np.ndarray, images: np.ndarray) -> np.ndarray:
+    """int64 [N]: the row of `Features` of the best object in each image, the first one of equals.
+
+    rows, images  int64 [N], of `scored.images`
+    """
     columns = scored.columns
     if len(columns.rows) == len(columns.starts):
         return np.asarray(columns.rows[images])
@@ -306,13 +318,14 @@ def best_objects(scored: Scored, images: np.ndarray) -> np.ndarray:
     counts = ends[images] - columns.starts[images]
     stops = np.cumsum(counts)
     objects = np.arange(stops[-1] if len(stops) else 0) + np.repeat(columns.starts[images] - (stops - counts), counts)
-    is_best = np.flatnonzero(scored.objects[objects] == np.repeat(scored.images[images], counts))
+    is_best = scored.objects[np.repeat(rows, counts), objects] == np.repeat(scored.images[rows, images], counts)
+    is_best = np.flatnonzero(is_best)
     first = is_best[np.searchsorted(is_best, stops - counts)]
     return np.asarray(columns.rows[objects[first]])
 
 
 def score_images(features: Features, task: Task, numbers: list[int]) -> Iterator[Scored]:
-    """Yield the similarities of each of some queries that have features, kind by kind."""
+    """Yield the similarities of those of some queries that have features, kind by kind."""
     with progress_bar("scoring", total=len(numbers)) as bar:
         for kind, candidates in enumerate(task.candidates):
             asking = [n for n in numbers if task.kinds[n] == kind and task.queries[n] in features.rows]
@@ -324,7 +337,7 @@ def score_images(features: Features, task: Task, numbers: list[int]) -> Iterator
             step = max(1, BLOCK // max(len(columns.rows), features.vectors.shape[1]))
             buffer = np.empty((min(step, len(features.lengths)), len(columns.vectors)), dtype=np.float32)
             for block in split_by_rows([features.rows[task.queries[n]] for n in asking], step):
-                yield from score_block(features, task, asking[block], columns, buffer)
+                yield score_block(features, task, asking[block], columns, buffer)
                 bar.update(block.stop - block.start)
 
 
@@ -384,10 +397,8 @@ def split_by_rows(rows: list[np.ndarray], step: int) -> Iterator[slice]:
         yield slice(start, len(rows))
 
 
-def score_block(
-    features: Features, task: Task, numbers: list[int], columns: Columns, buffer: np.ndarray
-) -> Iterator[Scored]:
-    """Yield the similarities of some queries, which are valid until the next block.
+def score_block(features: Features, task: Task, numbers: list[int], columns: Columns, buffer: np.ndarray) -> Scored:
+    """The similarities of some queries.
 
     buffer  float32 [rows, distinct], to be used again and again: the system would clear new memory each time
     """
@@ -404,5 +415,4 @@ def score_block(
     images = objects
     if len(columns.starts) < len(columns.rows):
         images = np.maximum.reduceat(objects, columns.starts, axis=1)
-    for index, number in enumerate(numbers):
-        yield Scored(number, columns, images[index], objects[index])
+    return Scored(numbers, columns, images, objects)

@@ -14,7 +14,7 @@ junk: taken out of the ranking, neither right nor wrong. A val query competes ov
 from __future__ import annotations
 
 import math
-from typing import Iterable, Iterator, NamedTuple
+from typing import Any, Iterable, Iterator, NamedTuple
 
 import numpy as np
 
@@ -51,12 +51,13 @@ class Ranking(NamedTuple):
 
 
 class Found(NamedTuple):
-    """The relevant images that a run retrieved for a query, by rank."""
+    """The relevant images that a run retrieved for some queries: query by query, and of each by rank."""
 
-    number: int  # of the query
-    ranks: np.ndarray  # int64 [H], from 1, ascending
+    queries: np.ndarray  # int64 [Q]: numbers of the queries
+    counts: np.ndarray  # int64 [Q]: how many images were found for each; H in all
+    ranks: np.ndarray  # int64 [H], from 1
     positions: np.ndarray  # int64 [H], in the gallery
-    boxes: np.ndarray | None  # float64 [B, 4], of the first B, NaN where there is none; None if the run has no boxes
+    boxes: np.ndarray | None  # float64 [B, 4], where `box_matters`, NaN for none; None if these queries have no boxes
 
 
 class Hits(NamedTuple):
@@ -69,10 +70,11 @@ class Hits(NamedTuple):
 
 
 class Truth(NamedTuple):
-    """The boxes of an instance in its relevant images."""
+    """The boxes of all instances in their relevant images."""
 
+    keys: np.ndarray  # int64 [N], ascending: of an instance in an image, see `truth_keys`
+    starts: np.ndarray  # int64 [N + 1]: its boxes are starts[i] to starts[i + 1]
     boxes: np.ndarray  # float64 [boxes, 4]
-    starts: np.ndarray  # int64 [images + 1]: those of relevant image i are starts[i] to starts[i + 1]
 
 
 def make_task(annotations: Annotations, others: Iterable[str] = (), find_size: SizeFinder = lambda path: None) -> Task:
@@ -146,43 +148,60 @@ def find_in_rankings(task: Task, rankings: Iterable[Ranking]) -> Iterator[Found]
         is_relevant[relevant] = True
         at = np.flatnonzero(is_relevant[ranking.positions])
         is_relevant[relevant] = False
-        boxes = None if ranking.boxes is None else ranking.boxes[at[: count_boxed(at + 1)]]
-        yield Found(number, at + 1, ranking.positions[at], boxes)
+        counts = np.array([len(at)])
+        boxes = None if ranking.boxes is None else ranking.boxes[at[box_matters(at + 1, counts)]]
+        yield Found(np.array([number]), counts, at + 1, ranking.positions[at], boxes)
 
 
-def count_boxed(ranks: np.ndarray) -> int:
-    """Of how many hits, by rank, a metric looks at the boxes: of those up to the largest K, and of the first one."""
-    return max(1, int(np.searchsorted(ranks, RANKS[-1], side="right")))
+def box_matters(ranks: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """bool [H]: whether a metric looks at the boxes of hits: at those up to the largest K, and at the first one.
+
+    ranks, counts  as in `Found`
+    """
+    matters = ranks <= RANKS[-1]
+    firsts = np.cumsum(counts) - counts
+    matters[firsts[counts > 0]] = True
+    return matters
 
 
 def gather_hits(task: Task, found: Iterable[Found]) -> Hits:
     """Put together what was found for each query, and compare its boxes with the true ones."""
-    truths: dict[tuple[int, int], Truth] = {}
     queries, ranks, ious = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)], [np.zeros(0)]
     boxed = np.zeros(len(task.queries), dtype=bool)
-    for number, ranks_of_query, positions, boxes in found:
-        queries.append(np.full(len(positions), number, dtype=np.int64))
-        ranks.append(ranks_of_query)
-        ious.append(np.full(len(positions), np.nan))
-        if boxes is None:
-            continue
-        boxed[number] = True
-        key = int(task.instances[number]), int(task.kinds[number])
-        if key not in truths:
-            truths[key] = true_boxes(task, number)
-        images = np.searchsorted(task.relevant[number], positions[: len(boxes)])
-        ious[-1][: len(boxes)] = best_ious(boxes, images, truths[key])
+    truth = None
+    for part in found:
+        queries.append(np.repeat(part.queries, part.counts))
+        ranks.append(part.ranks)
+        ious.append(np.full(len(part.ranks), np.nan))
+        if part.boxes is not None:
+            boxed[part.queries] = True
+            truth = truth or true_boxes(task)
+            matters = box_matters(part.ranks, part.counts)
+            keys = truth_keys(task, queries[-1][matters], part.positions[matters])
+            ious[-1][matters] = best_ious(part.boxes, np.searchsorted(truth.keys, keys), truth)
     numbers = np.concatenate(queries)
     order = np.argsort(numbers, kind="stable")
     return Hits(numbers[order], np.concatenate(ranks)[order], np.concatenate(ious)[order], boxed)
 
 
-def true_boxes(task: Task, number: int) -> Truth:
-    """The boxes of a query's instance, or instances, in its relevant images."""
-    instances = instances_of(task.annotations[task.queries[number]])
-    boxes = [boxes_in_pixels(task, int(position), instances) for position in task.relevant[number]]
-    starts = np.cumsum([0, *map(len, boxes)], dtype=np.int64)
-    return Truth(np.array([box for image in boxes for box in image], dtype=np.float64).reshape(-1, 4), starts)
+def true_boxes(task: Task) -> Truth:
+    """The boxes of the instances of all queries in their relevant images."""
+    keys = [np.zeros(0, np.int64)]
+    counts, boxes = [0], []
+    _, examples = np.unique(truth_keys(task, np.arange(len(task.queries)), 0), return_index=True)
+    for number in examples.tolist():
+        keys.append(truth_keys(task, number, task.relevant[number]))
+        instances = instances_of(task.annotations[task.queries[number]])
+        for position in task.relevant[number].tolist():
+            shown = boxes_in_pixels(task, position, instances)
+            counts.append(len(shown))
+            boxes += shown
+    return Truth(np.concatenate(keys), np.cumsum(counts), np.array(boxes, dtype=np.float64).reshape(-1, 4))
+
+
+def truth_keys(task: Task, queries: Any, positions: Any) -> Any:
+    """int64 [N]: a number for the instance of each query, as its kind of query sees it, in each gallery image."""
+    return (task.instances[queries] * len(task.candidates) + task.kinds[queries]) * len(task.gallery) + positions
 
 
 def boxes_in_pixels(task: Task, position: int, instances: list[int]) -> list[Box]:
@@ -201,7 +220,7 @@ def best_ious(boxes: np.ndarray, images: np.ndarray, truth: Truth) -> np.ndarray
     """float64 [N]: the best IoU of each box with a true one of its image; 0 for a box that is NaN.
 
     boxes   float64 [N, 4], (x1, y1, x2, y2)
-    images  int64 [N]: which relevant image each is of
+    images  int64 [N]: which of `truth.keys` each is of
     """
     if not len(boxes):
         return np.zeros(0)

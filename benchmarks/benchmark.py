@@ -226,7 +226,9 @@ def best_of(
 def probe(code: str, setup: str = "") -> Usage:
     """Run code in a process of its own, behind a setup that is not measured."""
     text = PROBE.format(setup=f"sys.path.insert(0, {ROOT!r})\n{setup}", code=code)
-    done = subprocess.run([sys.executable, "-c", text], stdout=subprocess.PIPE, check=True, text=True)
+    # The other threads of OpenBLAS wait busily for the next product, which would count as CPU.
+    environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", text], stdout=subprocess.PIPE, check=True, text=True, env=environment)
     return Usage(*map(float, done.stdout.splitlines()[-1].split()))
 
 
