@@ -127,7 +127,7 @@ def _load(path: str, arrays: bool) -> Any:
     import torch
 
     with open_regular(path) as file, warnings.catch_warnings(), no_garbage_collection():
-        _, size_and_crc = read_archive(file)
+        size_and_crc = read_archive(file)[1]  # without its pickle, which torch reads again
         file.seek(0)
         warnings.simplefilter("ignore")
         if [int(part) for part in torch.__version__.split(".")[:2]] >= [2, 6]:
