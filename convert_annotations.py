@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from soir_console import (
     Findings,
-    add_ann_file,
+    add_input_options,
     exit_status,
     make_parser,
     positive,
@@ -49,6 +49,7 @@ from soir_common import (
     entry_faults,
     extent_faults,
     instances_of,
+    is_meant,
     masks_of,
     pixel_box,
     save_annotations,
@@ -147,7 +148,7 @@ def choose(annotations: Annotations, args: argparse.Namespace, findings: Finding
     """The entries that --set, --split, --instances and --max-queries ask for. Raises SoirError if there are none."""
     chosen = annotations
     if args.set is not None:
-        chosen = {path: entry for path, entry in chosen.items() if entry["set"] == args.set}
+        chosen = {path: entry for path, entry in chosen.items() if is_meant(entry["set"], args.set)}
         if not chosen:
             there = ", ".join(sorted({shorten(entry["set"]) or "(no name)" for entry in annotations.values()})[:20])
             raise SoirError(f"{args.ann_file} has no set {args.set}; its sets: {there}")
@@ -347,16 +348,20 @@ def parse_args() -> argparse.Namespace:
         "Convert an annotation file of any form to the current one, to a part of it, to other paths, or to COCO.",
         "0 fine, 1 something was skipped or noticed and --strict was given, 2 the run could not be done",
     )
-    add = parser.add_argument
-    add_ann_file(parser)
-    add("--output-file", metavar="FILE", help="annotation file to write")
-    add("--coco", metavar="FILE.json", help="COCO file to write, with the boxes and masks of all images")
-    add("--set", metavar="NAME", help="only the entries of this set")
+    add_input_options(parser)
+    add = parser.add_argument_group("what is kept").add_argument
+    add("--set", metavar="NAME", help="only the entries of this set, in upper or lower case")
     add("--split", choices=SPLITS, help="only the entries of this split")
-    add("--instances", nargs="+", type=instance_id, metavar="ID", help="only queries and objects of these instances")
-    add("--max-queries", type=positive, metavar="N", help="N queries of each instance, spread over its frames")
-    add("--replace-prefix", nargs=2, metavar=("OLD", "NEW"), help="replace the folder that the image paths start with")
-    add("--base-path", metavar="DIR", help="folder that relative image paths start at, for the sizes of images")
+    text = "only queries and objects of these instances, and images that show one of them"
+    add("--instances", nargs="+", type=instance_id, metavar="ID", help=text)
+    add("--max-queries", type=positive, metavar="N", help="at most N queries of each instance, spread over its frames")
+    add = parser.add_argument_group("output").add_argument
+    add("--output-file", metavar="FILE", help="annotation file to write")
+    text = "COCO file to write: every image, its boxes and masks, and one category per instance (OWID/5)"
+    add("--coco", metavar="FILE.json", help=text)
+    text = "replace the folder that image paths start with; an empty OLD stands for every relative path"
+    add("--replace-prefix", nargs=2, metavar=("OLD", "NEW"), help=text)
+    add = parser.add_argument_group("run").add_argument
     add("--strict", action="store_true", help="exit with 1 if anything was skipped or noticed")
     args = parser.parse_args()
     if args.output_file is None and args.coco is None:

@@ -310,21 +310,19 @@ def parse_args() -> argparse.Namespace:
         "Build the VoxDet-SoIR annotation file from a VoxDet download.",
         "0 fine, 1 something was skipped or noticed and --strict was given, 2 the run could not be done",
     )
-    add = parser.add_argument
-    add("--voxdet-root", default=".", metavar="DIR", help="folder of the download (default: the current folder)")
-    add("--output-file", default="anns.pt", metavar="FILE", help="annotation file to write (default: anns.pt)")
+    add = parser.add_argument_group("input").add_argument
+    text = "folder of the download, with OWID and RoboTools in it (default: the current folder)"
+    add("--voxdet-root", default=".", metavar="DIR", help=text)
+    add("--owid-path", default="OWID", metavar="DIR", help="folder of OWID in the root (default: OWID)")
+    text = "folder of RoboTools in the root (default: RoboTools, or BOP/RoboTools if that is there instead)"
+    add("--robotools-path", default="RoboTools", metavar="DIR", help=text)
     add("--skip-owid", action="store_true", help="leave the synthetic set out")
     add("--skip-robotools", action="store_true", help="leave the real set out")
-    add("--owid-path", default="OWID", metavar="DIR", help="folder of OWID in the root (default: OWID)")
-    add(
-        "--robotools-path",
-        default="RoboTools",
-        metavar="DIR",
-        help="folder of RoboTools in the root (default: RoboTools, or BOP/RoboTools if that is there instead)",
-    )
-    add("--keep-contradictions", action="store_true", help="keep annotations whose mask reaches out of their box")
     add("--max-categories", type=positive, metavar="N", help="only the first N instances of each set, for a quick try")
-    add_creation_options(parser)
+    text = "keep annotations whose mask reaches out of their box, and count them as noticed"
+    add("--keep-contradictions", action="store_true", help=text)
+    add = add_creation_options(parser)
+    add("--output-file", default="anns.pt", metavar="FILE", help="annotation file to write (default: anns.pt)")
     return parser.parse_args()
 
 

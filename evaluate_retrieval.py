@@ -29,7 +29,7 @@ from __future__ import annotations
 from soir_console import (
     VERSION,
     Findings,
-    add_ann_file,
+    add_input_options,
     exit_status,
     make_parser,
     png_name,
@@ -66,6 +66,7 @@ from soir_common import (
     difficulty,
     entry_faults,
     instances_of,
+    is_meant,
     masks_of,
     pixel_box,
     set_of,
@@ -146,7 +147,7 @@ def load_sound_annotations(
     chosen = {
         name: entry
         for name, entry in annotations.items()
-        if (set_name is None or set_name.lower() == set_of(entry).lower()) and split in (None, entry.get("split"))
+        if is_meant(set_of(entry), set_name) and split in (None, entry.get("split"))
     }
     for what, is_query in (("queries", True), ("gallery images", False)):
         if not any(entry["is_query"] is is_query for entry in chosen.values()):
@@ -545,28 +546,24 @@ def parse_args() -> argparse.Namespace:
         "Score retrieval runs on an annotation file.",
         "0 fine, 1 a run has faults, which are listed, 2 it could not be scored",
     )
-    add = parser.add_argument
-    add_ann_file(parser)
+    add = add_input_options(parser)
     runs: dict[str, Any] = {"dest": "runs", "action": AddRuns, "nargs": "+", "metavar": "FILE"}
-    add(
-        "--rankings",
-        const="rankings",
-        help="runs: rankings in JSON or .pt, TREC runs, or matrices in .npz or .pt",
-        **runs,
-    )
+    text = "runs: rankings in JSON or .pt, TREC runs, or matrices in .npz or .pt"
+    add("--rankings", const="rankings", help=text, **runs)
     add("--features", const="features", help="runs: features in .pt or .npz, compared by cosine", **runs)
     add("--names", nargs="+", metavar="NAME", help="names of the runs (default: those of their files)")
-    add("--set", metavar="NAME", help="score the queries and the gallery of this set only")
-    add("--split", choices=SPLITS, help="score the queries and the gallery of this split only")
-    add("--base-path", metavar="DIR", help="folder that relative image paths start at (default: the current folder)")
+    add = parser.add_argument_group("what is scored").add_argument
+    add("--set", metavar="NAME", help="the queries and the gallery of this set only, in upper or lower case")
+    add("--split", choices=SPLITS, help="the queries and the gallery of this split only")
+    add = parser.add_argument_group("output").add_argument
     add("--report", metavar="FILE", help="write what was scored, and the scores of all groups, as JSON")
     add("--per-query", metavar="FILE", help="write the scores of each query as CSV")
     add("--table", type=table_name, metavar="FILE", help="write the table of runs side by side, as .tex, .md or .csv")
     add("--qrels", metavar="FILE", help="write what is relevant as TREC qrels")
     add("--trec", metavar="FILE", help="write the run as a TREC run (of one run)")
-    preview = parser.add_argument_group("preview (of one run)")
-    add = preview.add_argument
-    add("--preview", type=png_name, metavar="FILE.png", help="draw queries with what was retrieved")
+    add = parser.add_argument_group("preview (of one run)").add_argument
+    text = "draw queries with what was retrieved: right in green, wrong in red, boxes of the run dashed in yellow"
+    add("--preview", type=png_name, metavar="FILE.png", help=text)
     add("--worst", type=positive, metavar="K", help="the K queries of lowest AP (default: 5)")
     add("--instances", type=int, nargs="+", metavar="ID", help="the queries of these instances, the worst first")
     args = parser.parse_args()

@@ -366,6 +366,11 @@ def set_of(entry: Entry) -> str:
     return entry.get("set") or ""
 
 
+def is_meant(set_name: str, wanted: str | None) -> bool:
+    """Whether the argument of --set, in upper or lower case, names a set; None names all."""
+    return wanted is None or set_name.lower() == wanted.lower()
+
+
 def masks_of(entry: Entry) -> list[Any]:
     """The masks of an entry: one per object, or none."""
     mask = entry.get("mask")

@@ -17,7 +17,7 @@ import sys
 import warnings
 from collections import defaultdict
 from contextlib import contextmanager, suppress
-from typing import Any, Iterable, Iterator, NoReturn, TypeVar
+from typing import Any, Callable, Iterable, Iterator, NoReturn, TypeVar
 
 from soir_files import SoirError, no_garbage_collection
 
@@ -108,19 +108,26 @@ def make_parser(description: str, statuses: str) -> argparse.ArgumentParser:
     return parser
 
 
-def add_ann_file(parser: argparse.ArgumentParser) -> None:
-    """The annotation file that a script reads, with or without --ann-file."""
-    text = "annotation file (default: anns.pt)"
-    parser.add_argument("ann_file", nargs="?", default=argparse.SUPPRESS, metavar="ANN_FILE", help=text)
-    parser.add_argument("--ann-file", dest="ann_file", default="anns.pt", metavar="FILE", help="the same")
+def add_input_options(parser: argparse.ArgumentParser) -> Callable[..., Any]:
+    """The group "input" of the scripts that read an annotation file. Returns what adds an option to it."""
+    add = parser.add_argument_group("input").add_argument
+    text = "annotation file, of any form (default: anns.pt)"
+    add("ann_file", nargs="?", default=argparse.SUPPRESS, metavar="ANN_FILE", help=text)
+    add("--ann-file", dest="ann_file", default="anns.pt", metavar="FILE", help="the same")
+    add("--base-path", metavar="DIR", help="folder that relative image paths start at (default: the current folder)")
+    return add
 
 
-def add_creation_options(parser: argparse.ArgumentParser) -> None:
-    """The options of the scripts that make annotation files from images."""
-    add = parser.add_argument
-    add("--workers", type=positive, default=usable_cpus(), metavar="N", help="processes (default: all CPUs allowed)")
-    add("--relative-paths", action="store_true", help="image paths start at the root, so that the file can move")
+def add_creation_options(parser: argparse.ArgumentParser) -> Callable[..., Any]:
+    """The groups "output" and "run" of the scripts that read images. Returns what adds an option to "output"."""
+    add_output = parser.add_argument_group("output").add_argument
+    text = "image paths start at the root, so that the file can move: open os.path.join(root, path)"
+    add_output("--relative-paths", action="store_true", help=text)
+    add = parser.add_argument_group("run").add_argument
+    text = "processes (default: as many as CPUs that this one may use)"
+    add("--workers", type=positive, default=usable_cpus(), metavar="N", help=text)
     add("--strict", action="store_true", help="exit with 1 if anything was skipped or noticed")
+    return add_output
 
 
 def usable_cpus() -> int:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from soir_console import Findings as DetectionFindings
 from soir_console import (
-    add_ann_file,
+    add_input_options,
     exit_status,
     make_parser,
     png_name,
@@ -54,6 +54,7 @@ from soir_common import (
     entry_faults,
     extent_faults,
     instances_of,
+    is_meant,
     masks_of,
     pixel_box,
     set_doubts,
@@ -505,7 +506,7 @@ def draw_preview(
     """
     rows = []
     for name, (queries, gallery) in list(by_set(entries).items())[:MAX_SETS]:
-        if choice.set_name is not None and choice.set_name.lower() != name.lower():
+        if not is_meant(name, choice.set_name):
             continue
         queries_of, gallery_of = group_by_instance(queries), group_by_instance(gallery)
         both = sorted(queries_of.keys() & gallery_of.keys())
@@ -619,25 +620,28 @@ def parse_args() -> argparse.Namespace:
         "Check an annotation file and say what is in it.",
         "0 fine, 1 the file has errors (with --strict: or warnings), 2 it could not be checked",
     )
-    add = parser.add_argument
-    add_ann_file(parser)
-    add("--base-path", metavar="DIR", help="folder that relative image paths start at (default: the current folder)")
-    add("--verbose", action="store_true", help="print every issue, and write a JSON report beside the annotation file")
-    add("--report", metavar="FILE", help="write the JSON report there")
+    add = add_input_options(parser)
+    text = "objects that a detector found: captions.pt of the paper's code, or COCO results, a .json of image paths"
+    add("--detections", metavar="FILE", help=text)
+    add("--min-score", type=score, default=0.2, metavar="S", help="score from which a detection counts (default: 0.2)")
+    add = parser.add_argument_group("checks").add_argument
     add("--skip-paths", action="store_true", help="do not look for the images")
     add("--sample-masks", type=positive, metavar="N", help="check N masks only, for a quick look")
-    add("--detections", metavar="FILE", help="objects that a detector found: captions.pt, or COCO results as .json")
-    add("--min-score", type=score, default=0.2, metavar="S", help="score from which a detection counts (default: 0.2)")
     add("--strict", action="store_true", help="exit with 1 on warnings too")
-    preview = parser.add_argument_group("preview")
-    add = preview.add_argument
-    add("--preview", type=png_name, metavar="FILE.png", help="draw queries and gallery images with masks and boxes")
+    add = parser.add_argument_group("output").add_argument
+    text = "print every issue, and write a JSON report beside the annotation file: anns_verification.json of anns.pt"
+    add("--verbose", action="store_true", help=text)
+    add("--report", metavar="FILE", help="write the JSON report there")
+    add = parser.add_argument_group("preview").add_argument
+    text = "draw queries and gallery images with masks and boxes; of more than 40 lines FILE-1.png, FILE-2.png, ..."
+    add("--preview", type=png_name, metavar="FILE.png", help=text)
     add("--preview-count", type=positive, metavar="N", help="instances of each set (default: 3)")
+    add("--set", metavar="NAME", help="this set only, in upper or lower case")
     add("--instances", type=int, nargs="+", metavar="ID", help="these instances")
-    add("--set", metavar="NAME", help="this set only")
     add("--queries", type=positive, metavar="N", help="queries of each instance (default: 1)")
     add("--gallery", type=positive, metavar="N", help="gallery images of each instance (default: 2)")
-    add("--order", choices=("smallest", "random", "id"), help="which come first (default: random)")
+    text = "which instances and gallery images come first (default: random)"
+    add("--order", choices=("smallest", "random", "id"), help=text)
     args = parser.parse_args()
     if args.report is None and args.verbose:
         args.report = f"{os.path.splitext(args.ann_file)[0]}_verification.json"

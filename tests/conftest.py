@@ -26,7 +26,13 @@ import soir_torch_archives  # noqa: E402
 # ir_measures, which test_metrics.py compares with, cannot be had for Python 3.7.
 collect_ignore = ["test_metrics.py"] if sys.version_info < (3, 8) else []
 
-SCRIPTS = ["create_dataset.py", "create_instre_subsets.py", "verify_dataset.py", "evaluate_retrieval.py"]
+SCRIPTS = [
+    "create_dataset.py",
+    "create_instre_subsets.py",
+    "verify_dataset.py",
+    "evaluate_retrieval.py",
+    "convert_annotations.py",
+]
 
 
 def run_script(script, *args, cwd=None, timeout=300):

@@ -279,6 +279,11 @@ def test_instances_of_a_query_that_shows_two_are_chosen_too(pictures):
     assert (after["q0.png"]["ins"], after["g0.png"]["ins"], after["g0.png"]["bbox"]) == (2, [2], [CORNER])
 
 
+def test_a_set_is_named_in_any_case(pictures):
+    file = save(pictures, annotated())
+    assert convert(file, "--set", "robotools")[1] == convert(file, "--set", "RoboTools")[1] == convert(file)[1]
+
+
 @pytest.mark.parametrize(
     "args, word",
     [(["--set", "owid"], "RoboTools"), (["--split", "train"], "train"), (["--instances", "99"], "instances")],

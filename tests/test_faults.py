@@ -40,7 +40,7 @@ from run_fork import PYTHONS_OWN, Fork, assert_gone, living
 KILLS = int(os.environ.get("SOIR_KILLS", "6"))
 
 
-# ------------------------------------------------------------------------------------------------------------ four jobs
+# ----------------------------------------------------------------------------------------------------------------- jobs
 
 
 def make_voxdet(root, copies):
@@ -92,6 +92,9 @@ def job(script, source, out, workers=2):
     if script == "create_instre_subsets.py":
         args = ["--instre-root", source / "INSTRE", "--output-dir", out, "--workers", workers]
         return args, [out / "instre_xs.pt", out / "instre_xxs.pt"]
+    if script == "convert_annotations.py":
+        outputs = [out / "converted.pt", out / "coco.json"]
+        return [*annotations, "--output-file", outputs[0], "--coco", outputs[1]], outputs
     rankings = ["--rankings", source / "rankings.json"] if script == "evaluate_retrieval.py" else []
     return [*annotations, *rankings, "--report", out / "report.json"], [out / "report.json"]
 
@@ -385,6 +388,20 @@ def test_an_input_that_vanishes_in_mid_run_is_counted_or_named(tmp_path, script)
         assert b"old" not in contents(out).values()
 
 
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_reader_that_goes_away_costs_no_output_and_no_traceback(small_source, tmp_path, script):
+    """As `| head` does: what is written to files is there before the first line is printed."""
+    args, outputs = job(script, small_source, tmp_path)
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        [sys.executable, str(ROOT / script), *map(str, args)], stdout=writer, stderr=subprocess.PIPE, timeout=60
+    )
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (141, b"")
+    assert all(output.stat().st_size > 200 for output in outputs)
+
+
 def test_a_terminal_shows_the_progress(small_source, tmp_path):
     ours, terminal = pty.openpty()
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("4H", 40, 100, 0, 0))  # else tqdm finds no room for a bar
@@ -422,7 +439,12 @@ OUTPUTS = {
     "verify --preview": ("verify_dataset.py", "preview.png", "--preview"),
     "evaluate --report": ("evaluate_retrieval.py", "report.json", "--report"),
     "evaluate --per-query": ("evaluate_retrieval.py", "queries.csv", "--per-query"),
+    "evaluate --table": ("evaluate_retrieval.py", "table.tex", "--table"),
+    "evaluate --qrels": ("evaluate_retrieval.py", "qrels.txt", "--qrels"),
+    "evaluate --trec": ("evaluate_retrieval.py", "run.txt", "--trec"),
     "evaluate --preview": ("evaluate_retrieval.py", "preview.png", "--preview"),
+    "convert": ("convert_annotations.py", "converted.pt", "--output-file"),
+    "convert --coco": ("convert_annotations.py", "coco.json", "--coco"),
 }
 
 
@@ -430,8 +452,9 @@ def one_output(name, source, folder):
     """(script, arguments that make it write one output, or two of INSTRE, into a folder; the output)."""
     script, file, option = OUTPUTS[name]
     args, _ = job(script, source, folder, workers=1)
-    if option in ("--preview", "--per-query"):
-        args = [*args[: args.index("--report")], option, folder / file]
+    if script not in SCRIPTS[:2]:  # only what they read, and this output
+        start = args.index("--output-file" if script == "convert_annotations.py" else "--report")
+        args = [*args[:start], option, folder / file]
     return script, args, folder / file
 
 

@@ -22,7 +22,18 @@ def scored(tiny, tmp_path):
 
 @pytest.mark.parametrize(
     "script, step",
-    list(zip(SCRIPTS, ["--voxdet-root", "--instre-root", "create_dataset.py makes one", "--rankings --features"])),
+    list(
+        zip(
+            SCRIPTS,
+            [
+                "--voxdet-root",
+                "--instre-root",
+                "create_dataset.py makes one",
+                "--rankings --features",
+                "--output-file, or --coco",
+            ],
+        )
+    ),
 )
 def test_a_script_without_arguments_in_a_folder_without_data_names_the_next_step(tmp_path, monkeypatch, script, step):
     monkeypatch.chdir(tmp_path)

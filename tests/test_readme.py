@@ -137,7 +137,7 @@ def test_links_to_files_lead_somewhere():
 def test_every_option_of_every_script_is_explained():
     """In the README, or in a page of docs/."""
     text = README + "".join(path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs").glob("*.md")))
-    for script in [*SCRIPTS, "convert_annotations.py"]:
+    for script in SCRIPTS:
         options = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", run_script(script, "--help").stdout))
         assert len(options) > 5
         assert {option for option in options if not re.search(rf"{option}\b", text)} == {"--help"}, script
