@@ -107,7 +107,7 @@ def draw(sizes: dict[str, list[float]], runs: dict[str, list[tuple[float, float]
     for panel in panels:
         panel.minorticks_off()
         panel.grid(alpha=0.3)
-        panel.legend(fontsize="small")
+        panel.legend(fontsize="small", loc="best" if panel is panels[0] else "lower right")  # where AP is high
     return figure
 
 
