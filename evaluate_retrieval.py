@@ -47,7 +47,6 @@ import os
 import re
 import sys
 from collections import Counter, defaultdict
-from contextlib import suppress
 from typing import Any, Callable, Iterator, NamedTuple, Sequence, Tuple
 
 import numpy as np
@@ -58,17 +57,12 @@ from soir_common import (
     PUBLISHED_MAP,
     SPLITS,
     Annotations,
-    Box,
-    Entry,
-    box_iou,
     box_share,
     boxes_of,
     difficulty,
     entry_faults,
     instances_of,
     is_meant,
-    masks_of,
-    pixel_box,
     set_of,
     shorten,
 )
@@ -76,25 +70,16 @@ from soir_features import find_by_features, rank_by_features, read_features
 from soir_files import SoirError, check_outputs, whole_file, write_whole
 from soir_forms import SizeFinder, load_any_form, size_finder, size_of_image
 from soir_images import absolute_base
-from soir_masks import decode_mask
 from soir_metrics import Difference, compare_means, first_ranks, mean_interval, score_hits
 from soir_pictures import (
-    GALLERY_COLOUR,
-    QUERY_COLOUR,
-    WRONG_COLOUR,
-    Tile,
-    draw_tile,
-    lay_out,
-    open_photograph,
-    short_names,
     write_pages,
 )
+from soir_previews import draw_rankings
 from soir_protocol import (
     RANKS,
     Hits,
     Ranking,
     Task,
-    boxes_in_pixels,
     find_in_rankings,
     gather_hits,
     make_task,
@@ -417,110 +402,16 @@ def as_cells(values: np.ndarray) -> list[Any]:
     return [value if math.isfinite(value) else None for value in values.tolist()]
 
 
-def choose_queries(args: argparse.Namespace, task: Task, scored: np.ndarray, scores: Scores) -> list[int]:
-    """Indices, among the scored queries, of those to draw: of some instances, or of all; the worst first."""
-    paths = [task.queries[number] for number in scored]
-    order = sorted(range(len(scored)), key=lambda index: (scores.metrics["AP"][index], paths[index]))
-    if args.instances:
-        wanted = set(args.instances)
-        order = [index for index in order if wanted.intersection(instances_of(task.annotations[paths[index]]))]
-        if not order:
-            raise SoirError(f"no query of the instances {' '.join(map(str, args.instances))} was scored: name others")
-    return order if args.instances and not args.worst else order[: args.worst or 5]
-
-
-def draw_queries(
-    chosen: list[int], scores: Scores, scored: np.ndarray, rank: Rank, task: Task, base_path: str | None
-) -> list[Image.Image]:
-    """Pages with one row for each of some queries: the query, its first five images, right in green, wrong in red, and
-    the first relevant image that is not among them. What the run took for the object is drawn dashed.
-
-    chosen  indices among the scored queries
-    Raises SoirError if no image can be read.
-    """
-    rankings = dict(rank([int(scored[index]) for index in chosen]))
-    rows = []
-    for index in chosen:
-        number = int(scored[index])
-        path = task.queries[number]
-        entry = task.annotations[path]
-        ranking = rankings.get(number)
-        shown = choose_images(ranking, task.relevant[number])
-        names = short_names([path, *(task.gallery[image.position] for image in shown if image.position >= 0)])
-        title = f"{set_of(entry) or '(no set)'}, instance {name_of_instances(entry)}, "
-        title += f"AP {scores.metrics['AP'][index]:.3f}, relevant images {len(task.relevant[number])}: {path}"
-        tiles = [query_tile(path, f"query {names[path]}", entry, base_path)]
-        for image in shown:
-            name = names[task.gallery[image.position]] if image.position >= 0 else "unknown path"
-            tiles.append(image_tile(image, name, ranking, number, task, base_path))
-        rows.append((title, tiles))
-    if not any(tile.image for _, tiles in rows for tile in tiles):
-        path = task.queries[int(scored[chosen[0]])]
-        raise SoirError(f"no image of the preview can be read, {path} for one: where are they? --base-path")
-    return lay_out(rows)
-
-
-class ShownImage(NamedTuple):
-    """An image of a ranking to draw."""
-
-    position: int  # in the gallery; -1 for a path that is not there
-    place: int | None  # rank - 1; None for a relevant image that was not retrieved
-    is_right: bool
-
-
-def choose_images(ranking: Ranking | None, relevant: np.ndarray) -> list[ShownImage]:
-    """The first five images of a ranking, and the first relevant one behind them."""
-    positions = ranking.positions if ranking is not None else np.zeros(0, dtype=np.int64)
-    is_right = np.isin(positions, relevant)
-    places = list(range(min(5, len(positions))))
-    places += [int(place) for place in np.flatnonzero(is_right) if place >= 5][:1]
-    shown = [ShownImage(int(positions[place]), place, bool(is_right[place])) for place in places]
-    missed = np.setdiff1d(relevant, positions)
-    if len(missed) and len(shown) <= 5:
-        shown.append(ShownImage(int(missed[0]), None, True))
-    return shown
-
-
-def query_tile(path: str, label: str, entry: Entry, base_path: str | None) -> Tile:
-    photograph = open_photograph(path, base_path)
-    if photograph is None:
-        return Tile(f"{label}: cannot be read", None, QUERY_COLOUR)
-    masks = []
-    with suppress(ValueError):  # verify_dataset.py says what is wrong with it
-        masks = [decode_mask(mask) for mask in masks_of(entry)]
-    box = pixel_box(entry["bbox"], (photograph.height, photograph.width))
-    return Tile(label, draw_tile(photograph, [box], QUERY_COLOUR, masks), QUERY_COLOUR)
-
-
-def image_tile(
-    image: ShownImage, name: str, ranking: Ranking | None, number: int, task: Task, base_path: str | None
-) -> Tile:
-    """A ranked image, or one that was missed, with the true boxes and the one of the run."""
-    colour = GALLERY_COLOUR if image.is_right else WRONG_COLOUR
-    label = (
-        "missed, not retrieved"
-        if image.place is None
-        else f"{image.place + 1}: {'right' if image.is_right else 'wrong'}"
-    )
-    predicted: list[Box] = []
-    boxes: list[Box] = []
-    if image.is_right:
-        instances = instances_of(task.annotations[task.queries[number]])
-        boxes = [box for box in boxes_in_pixels(task, image.position, instances) if not math.isnan(box[0])]
-    if ranking is not None and image.place is not None:
-        if image.place >= 5:
-            label = f"next relevant: rank {image.place + 1}"
-        if ranking.scores is not None and math.isfinite(ranking.scores[image.place]):
-            label += f", score {ranking.scores[image.place]:.4g}"
-        if ranking.boxes is not None and np.isfinite(ranking.boxes[image.place]).all():
-            x1, y1, x2, y2 = ranking.boxes[image.place].tolist()
-            predicted = [(x1, y1, x2, y2)]
-            label += f", IoU {max(box_iou(predicted[0], box) for box in boxes):.2f}" if boxes else ""
-    path = task.gallery[image.position] if image.position >= 0 else None
-    photograph = open_photograph(path, base_path) if path else None
-    if photograph is None:
-        return Tile(f"{label}, {name}" + ", cannot be read" * bool(path), None, colour)
-    return Tile(f"{label}, {name}", draw_tile(photograph, boxes, colour, predicted=predicted), colour)
+def choose_queries(args: argparse.Namespace, task: Task, scored: np.ndarray, scores: np.ndarray) -> dict[int, float]:
+    """Number -> AP of the queries to draw, the worst first: those of some instances, or of all. Raises SoirError."""
+    worst = sorted(zip(scored.tolist(), scores.tolist()), key=lambda item: (item[1], task.queries[item[0]]))
+    if not args.instances:
+        return dict(worst[: args.worst or 5])
+    shows = [instances_of(task.annotations[task.queries[number]]) for number, _ in worst]
+    chosen = [item for item, shown in zip(worst, shows) if not set(args.instances).isdisjoint(shown)]
+    if not chosen:
+        raise SoirError(f"no query of the instances {' '.join(map(str, args.instances))} was scored: name others")
+    return dict(chosen[: args.worst])
 
 
 # -------------------------------------------------------------------------------------------------------------- script
@@ -612,8 +503,8 @@ def main() -> int:
 
     pages: list[Image.Image] = []
     if args.preview:
-        chosen = choose_queries(args, task, scored, results[0])
-        pages = draw_queries(chosen, results[0], scored, rank, task, base_path)
+        chosen = choose_queries(args, task, scored, results[0].metrics["AP"])
+        pages = draw_rankings(chosen, dict(rank(list(chosen))), task, base_path)
     if args.report:
         write_whole(args.report, make_report(args, task, scored, results, notes))
     if args.per_query:

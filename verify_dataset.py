@@ -21,7 +21,6 @@ from soir_console import (
     png_name,
     positive,
     print_findings,
-    print_table,
     printable,
     progress_bar,
 )
@@ -33,49 +32,34 @@ import os
 import random
 import sys
 from collections import Counter, defaultdict
-from contextlib import suppress
 from typing import Any, Iterable, NamedTuple
 
-import numpy as np
 from PIL import Image
 
 from soir_common import (
     PUBLISHED,
-    SETS,
     Annotations,
-    Entry,
     EntryBox,
     Size,
-    box_share,
     boxes_of,
-    boxes_of_instance,
-    difficulty,
     entry_doubts,
     entry_faults,
     extent_faults,
     instances_of,
-    is_meant,
     masks_of,
-    pixel_box,
     set_doubts,
     shorten,
 )
-from soir_detections import Detections, detection_figures, read_detections
+from soir_detections import read_detections
 from soir_files import SoirError, check_outputs, find_root, whole_file
 from soir_forms import FORM_CHECKS, load_any_form, size_finder
 from soir_images import absolute_base, full_path, image_size
-from soir_masks import decode_mask, examine_masks, mask_faults
+from soir_masks import examine_masks, mask_faults
 from soir_pictures import (
-    GALLERY_COLOUR,
-    QUERY_COLOUR,
-    Tile,
-    draw_tile,
-    draw_zoom,
-    lay_out,
-    open_photograph,
-    short_names,
     write_pages,
 )
+from soir_previews import Choice, draw_instances
+from soir_statistics import by_set, label_of, print_statistics, statistics
 
 # Every check: whether it finds errors or warnings, and what it finds. The names are stable, for whoever reads the JSON.
 CHECKS = {
@@ -112,9 +96,6 @@ CHECKS = {
     "instance-unqueried": ("warning", "an instance of the gallery has no query"),
     "set-one-sided": ("warning", "the set has queries only, or gallery images only"),
 }
-
-# Sets that the table and the preview show; a hostile file can have as many as entries.
-MAX_SETS = 12
 
 # Issues that are listed, some 600 MB of them; all are counted. A hostile file can have billions.
 MAX_ISSUES = 1_000_000
@@ -272,170 +253,7 @@ def check_sets(entries: Annotations, findings: Findings) -> None:
         findings.add(check, label_of(name), detail)
 
 
-def by_set(entries: Annotations) -> dict[str, tuple[Annotations, Annotations]]:
-    """Set -> (queries, gallery images): those of SETS in their order, then the others as they come."""
-    sets: dict[str, tuple[Annotations, Annotations]] = {name: ({}, {}) for name in SETS}
-    for path, entry in entries.items():
-        queries, gallery = sets.setdefault(entry["set"], ({}, {}))
-        (queries if entry["is_query"] else gallery)[path] = entry
-    return {name: parts for name, parts in sets.items() if any(parts)}
-
-
-def label_of(set_name: str) -> str:
-    """A set as the report names it."""
-    return printable(shorten(set_name)) or "(no set)"
-
-
-# ---------------------------------------------------------------------------------------------------------- statistics
-
-# Classes of object sizes, and below which share of the image, in %, an object is in each.
-SIZE_CLASSES = (("below 0.5 %", 0.5), ("0.5 to 1 %", 1), ("1 to 2 %", 2), ("2 to 5 %", 5), ("above 5 %", math.inf))
-
-# Label, figure, format.
-ROWS = [
-    ("queries", "queries", ","),
-    ("gallery images", "gallery_images", ","),
-    ("instances", "instances", ","),
-    ("annotated objects", "objects", ","),
-    ("  per image, mean", "objects_per_image_mean", ".1f"),
-    ("  per image, most", "objects_per_image_max", ","),
-    ("detected objects per image, mean", "detected_per_image_mean", ".1f"),
-    ("annotated boxes that a detection covers", "boxes_covered", ","),
-    ("  % of them", "boxes_covered_share", ".1f"),
-    ("object size, mean (% of image)", "object_size_mean", ".1f"),
-    ("  median", "object_size_median", ".1f"),
-    ("  below 2 % of the image (% of objects)", "object_size_below_2", ".1f"),
-    *((f"    {name}", name, ".1f") for name, _ in SIZE_CLASSES),
-    ("instances seen > 10 times (easy)", "instances_easy", ","),
-    ("  5 to 10 times (medium)", "instances_medium", ","),
-    ("  < 5 times (hard)", "instances_hard", ","),
-    ("  once", "instances_once", ","),
-    ("relevant images per query, mean", "relevant_per_query_mean", ".1f"),
-    ("  most", "relevant_per_query_max", ","),
-    ("queries without any", "queries_unanswered", ","),
-]
-
-
-def statistics(
-    entries: Annotations, sizes: dict[str, Size], detections: Detections | None
-) -> dict[str, dict[str, Any]]:
-    """What is in each set: set -> figure -> value, None for what cannot be known.
-
-    sizes       (height, width) of the images, as far as they are known from masks or image headers
-    detections  image path -> the boxes that a detector found; None if no file of them was given
-    """
-    figures = {}
-    for name, (queries, gallery) in by_set(entries).items():
-        figures[name] = {
-            "queries": len(queries),
-            "gallery_images": len(gallery),
-            **object_figures(gallery, sizes),
-            **({} if detections is None else detection_figures(gallery, sizes, detections)),
-            **instance_figures(queries, gallery),
-            "splits": split_figures(queries, gallery),
-        }
-    return figures
-
-
-def object_figures(gallery: Annotations, sizes: dict[str, Size]) -> dict[str, Any]:
-    """How many objects the gallery images show, and of what size."""
-    objects = [len(entry["bbox"]) for entry in gallery.values()]
-    shares = [
-        100.0 if box is None else box_share(box, sizes[path])
-        for path, entry in gallery.items()
-        for box in entry["bbox"]
-        if box is None or path in sizes
-    ]
-    return {
-        "objects": sum(objects),
-        "objects_per_image_mean": mean(objects),
-        "objects_per_image_max": max(objects, default=None),
-        "object_size_mean": mean(shares),
-        "object_size_median": float(np.median(shares)) if shares else None,
-        "object_size_below_2": 100 * float(np.mean(np.array(shares) < 2)) if shares else None,
-        "object_size_shares": size_shares(shares),
-    }
-
-
-def size_shares(shares: list[float]) -> dict[str, float | None]:
-    """Class of size -> the share of the objects in it, in %; None where no size is known."""
-    limits = [limit for _, limit in SIZE_CLASSES]
-    counts = np.bincount(np.searchsorted(limits, shares, side="right"), minlength=len(limits))
-    return {
-        name: 100 * float(count) / len(shares) if shares else None for (name, _), count in zip(SIZE_CLASSES, counts)
-    }
-
-
-def split_figures(queries: Annotations, gallery: Annotations) -> dict[str, dict[str, int]]:
-    """Split -> its numbers of queries, gallery images and annotated objects."""
-    counts: defaultdict[str, Counter[str]] = defaultdict(lambda: Counter(queries=0, gallery_images=0, objects=0))
-    for entry in queries.values():
-        if entry.get("split"):
-            counts[entry["split"]]["queries"] += 1
-    for entry in gallery.values():
-        if entry.get("split"):
-            counts[entry["split"]]["gallery_images"] += 1
-            counts[entry["split"]]["objects"] += len(entry["bbox"])
-    return {split: dict(number) for split, number in sorted(counts.items())}
-
-
-def instance_figures(queries: Annotations, gallery: Annotations) -> dict[str, Any]:
-    """How often the instances are shown, and how many images answer a query."""
-    occurrences = Counter(instance for entry in gallery.values() for instance in entry["ins"])
-    classes = Counter(map(difficulty, occurrences.values()))
-    relevant = relevant_images(queries, gallery)
-    return {
-        "instances": len(occurrences.keys() | {i for entry in queries.values() for i in instances_of(entry)}),
-        "instances_easy": classes["easy"],
-        "instances_medium": classes["medium"],
-        "instances_hard": classes["hard"],
-        "instances_once": sum(number == 1 for number in occurrences.values()),
-        "relevant_per_query_mean": mean(relevant),
-        "relevant_per_query_max": max(relevant, default=None),
-        "queries_unanswered": sum(number == 0 for number in relevant),
-    }
-
-
-def relevant_images(queries: Annotations, gallery: Annotations) -> list[int]:
-    """How many gallery images answer each query: those that show any of its instances."""
-    images = Counter(instance for entry in gallery.values() for instance in set(entry["ins"]))
-    if not any(isinstance(entry["ins"], (list, tuple)) for entry in queries.values()):
-        return [images[entry["ins"]] for entry in queries.values()]
-    paths: defaultdict[int, set[str]] = defaultdict(set)
-    for path, entry in gallery.items():
-        for instance in entry["ins"]:
-            paths[instance].add(path)
-    return [len(set().union(*(paths.get(i, ()) for i in instances_of(entry)))) for entry in queries.values()]
-
-
-def mean(values: list[Any]) -> float | None:
-    return float(np.mean(values)) if values else None
-
-
 # -------------------------------------------------------------------------------------------------------------- report
-
-
-def print_statistics(figures: dict[str, dict[str, Any]]) -> None:
-    """Print one column per set and, beside a set that was published, the published figures."""
-    columns = []
-    shown = {name: {**values, **values["object_size_shares"]} for name, values in list(figures.items())[:MAX_SETS]}
-    for name, values in shown.items():
-        columns.append((label_of(name), values))
-        if name in PUBLISHED:
-            columns.append((f"{PUBLISHED[name]['name']} (published)", PUBLISHED[name]))
-    table = [["", *(title for title, _ in columns)]]
-    for label, figure, style in ROWS:
-        if not any(figure in values for values in shown.values()):
-            continue  # of detections, where none are given
-        cells = [values.get(figure, "") for _, values in columns]
-        table.append([label, *("-" if c is None else c if c == "" else format(c, style) for c in cells)])
-    print_table(table)
-    if len(figures) > MAX_SETS:
-        print(f"and {len(figures) - MAX_SETS:,} more sets, which --report has")
-    for name, values in shown.items():
-        for split, counts in values["splits"].items():
-            parts = (f"{counts[key]:,} {key.replace('_', ' ')}" for key in ("queries", "gallery_images", "objects"))
-            print(f"{label_of(name)}, split {split}: {', '.join(parts)}")
 
 
 def print_issues(findings: Findings, verbose: bool) -> None:
@@ -479,128 +297,6 @@ def write_report(path: str, report: dict[str, Any]) -> None:
     with whole_file(path) as file:
         for text in json.JSONEncoder(indent=1).iterencode(report):
             file.write(text.encode("utf-8", "backslashreplace"))
-
-
-# ------------------------------------------------------------------------------------------------------------- preview
-
-
-class Choice(NamedTuple):
-    """What the command line wants to see in the preview."""
-
-    set_name: str | None  # in any case; None for all sets
-    instances: list[int] | None  # None for some of each set
-    most: int  # instances of each set, where none are named
-    queries: int  # per instance
-    gallery: int  # gallery images per instance
-    order: str  # of instances and of gallery images: "random", "smallest" or "id"
-
-
-def draw_preview(
-    entries: Annotations, sizes: dict[str, Size], base_path: str | None, choice: Choice
-) -> list[Image.Image]:
-    """Pages with one row per instance: queries with mask and box, then gallery images that show the instance, each
-    with a zoom. None if no instance has both.
-
-    sizes  (height, width) of the images, as far as they are known
-    Raises SoirError if no image can be read.
-    """
-    rows = []
-    for name, (queries, gallery) in list(by_set(entries).items())[:MAX_SETS]:
-        if not is_meant(name, choice.set_name):
-            continue
-        queries_of, gallery_of = group_by_instance(queries), group_by_instance(gallery)
-        both = sorted(queries_of.keys() & gallery_of.keys())
-        shares = {
-            (path, instance): share_of_instance(gallery[path], instance, sizes.get(path))
-            for instance in both
-            for path in gallery_of[instance]
-        }
-        for instance in choose_instances(both, gallery_of, shares, choice):
-            rng = random.Random(instance)
-            shown_queries = rng.sample(queries_of[instance], min(choice.queries, len(queries_of[instance])))
-            paths = list(gallery_of[instance])
-            if choice.order == "random":
-                rng.shuffle(paths)
-            elif choice.order == "smallest":
-                paths.sort(key=lambda path: shares[path, instance])
-            paths = paths[: choice.gallery]
-            names = short_names([*shown_queries, *paths])
-            tiles = [
-                tile for path in shown_queries for tile in query_tiles(path, names[path], queries[path], base_path)
-            ]
-            for path in paths:
-                tiles += gallery_tiles(path, names[path], gallery[path], instance, base_path)
-            rows.append((f"{label_of(name)}, instance {instance}", tiles))
-    if rows and not any(tile.image for _, tiles in rows for tile in tiles):
-        raise SoirError("no image of the preview can be read: name the folder that their paths start at, --base-path")
-    return lay_out(rows)
-
-
-def group_by_instance(entries: Annotations) -> dict[int, list[str]]:
-    """Instance -> paths of the entries that show it."""
-    paths = defaultdict(list)
-    for path, entry in entries.items():
-        for instance in dict.fromkeys(instances_of(entry)):
-            paths[instance].append(path)
-    return paths
-
-
-def share_of_instance(entry: Entry, instance: int, size: Size | None) -> float:
-    """The smallest share, in % of the image, that a box of an instance covers; infinite if nobody knows."""
-    return (
-        min((box_share(box, size) for box in boxes_of_instance(entry, instance)), default=math.inf)
-        if size
-        else math.inf
-    )
-
-
-def choose_instances(
-    instances: list[int], gallery_of: dict[int, list[str]], shares: dict[tuple[str, int], float], choice: Choice
-) -> list[int]:
-    """The instances to draw, of those of a set that have queries and gallery images."""
-    if choice.instances is not None:
-        return [instance for instance in choice.instances if instance in set(instances)]
-    if choice.order == "id":
-        return instances[: choice.most]
-    if choice.order == "smallest":
-        smallest = {i: min(shares[path, i] for path in gallery_of[i]) for i in instances}
-        return sorted(instances, key=lambda instance: (smallest[instance], instance))[: choice.most]
-    return sorted(random.Random(0).sample(instances, min(choice.most, len(instances))))
-
-
-def query_tiles(path: str, name: str, entry: Entry, base_path: str | None) -> list[Tile]:
-    """A query with its box and the outline of its mask, and a zoom on them."""
-    photograph = open_photograph(path, base_path)
-    if photograph is None:
-        return [Tile(f"query {name}: cannot be read", None)]
-    try:
-        masks = [decode_mask(mask) for mask in masks_of(entry)]
-    except ValueError:  # --sample-masks may have left it out
-        return [Tile(f"query {name}: its mask is faulty", None)]
-    box = pixel_box(entry["bbox"], (photograph.height, photograph.width))
-    return [
-        Tile(f"query {name}", draw_tile(photograph, [box], QUERY_COLOUR, masks)),
-        Tile("zoom", draw_zoom(photograph, box, [box], QUERY_COLOUR, masks)),
-    ]
-
-
-def gallery_tiles(path: str, name: str, entry: Entry, instance: int, base_path: str | None) -> list[Tile]:
-    """A gallery image with the boxes and masks of an instance, and a zoom on the first of them."""
-    photograph = open_photograph(path, base_path)
-    if photograph is None:
-        return [Tile(f"gallery {name}: cannot be read", None)]
-    size = photograph.height, photograph.width
-    boxes = [pixel_box(box, size) for box in boxes_of_instance(entry, instance)]
-    masks = []
-    for mask, number in zip(masks_of(entry), entry["ins"]):
-        with suppress(ValueError):
-            if number == instance:
-                masks.append(decode_mask(mask))
-    share = box_share(boxes[0], size)
-    return [
-        Tile(f"gallery {name}", draw_tile(photograph, boxes, GALLERY_COLOUR, masks)),
-        Tile(f"zoom, {share:.1f} % of the image", draw_zoom(photograph, boxes[0], boxes, GALLERY_COLOUR, masks)),
-    ]
 
 
 # -------------------------------------------------------------------------------------------------------------- script
@@ -692,7 +388,7 @@ def main() -> int:
             args.gallery or 2,
             args.order or "random",
         )
-        pages = draw_preview(drawable, sizes, base_path, choice)
+        pages = draw_instances(drawable, sizes, base_path, choice)
         written += write_pages(args.preview, pages)
 
     if figures:

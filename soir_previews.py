@@ -1,0 +1,253 @@
+"""Previews: the pictures of verify_dataset.py, of instances, and of evaluate_retrieval.py, of rankings.
+
+from soir_previews import Choice, draw_instances, draw_rankings
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections import defaultdict
+from contextlib import suppress
+from typing import Any, Iterable, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from soir_common import (
+    Annotations,
+    Box,
+    Entry,
+    Size,
+    box_iou,
+    box_share,
+    boxes_of_instance,
+    instances_of,
+    is_meant,
+    masks_of,
+    pixel_box,
+    set_of,
+)
+from soir_files import SoirError
+from soir_masks import decode_mask
+from soir_pictures import (
+    GALLERY_COLOUR,
+    QUERY_COLOUR,
+    WRONG_COLOUR,
+    Tile,
+    draw_tile,
+    draw_zoom,
+    lay_out,
+    open_photograph,
+    short_names,
+)
+from soir_protocol import Ranking, Task, boxes_in_pixels, name_of_instances
+from soir_statistics import MAX_SETS, by_set, label_of
+
+# -------------------------------------------------------------------------------------- instances of an annotation file
+
+
+class Choice(NamedTuple):
+    """What the command line wants to see in the preview."""
+
+    set_name: str | None  # in any case; None for all sets
+    instances: list[int] | None  # None for some of each set
+    most: int  # instances of each set, where none are named
+    queries: int  # per instance
+    gallery: int  # gallery images per instance
+    order: str  # of instances and of gallery images: "random", "smallest" or "id"
+
+
+def draw_instances(
+    entries: Annotations, sizes: dict[str, Size], base_path: str | None, choice: Choice
+) -> list[Image.Image]:
+    """Pages with one row per instance: queries with mask and box, then gallery images that show the instance, each
+    with a zoom. None if no instance has both.
+
+    sizes  (height, width) of the images, as far as they are known
+    Raises SoirError if no image can be read.
+    """
+    rows = []
+    for name, (queries, gallery) in list(by_set(entries).items())[:MAX_SETS]:
+        if not is_meant(name, choice.set_name):
+            continue
+        queries_of, gallery_of = group_by_instance(queries), group_by_instance(gallery)
+        both = sorted(queries_of.keys() & gallery_of.keys())
+        shares = {
+            (path, instance): share_of_instance(gallery[path], instance, sizes.get(path))
+            for instance in both
+            for path in gallery_of[instance]
+        }
+        for instance in choose_instances(both, gallery_of, shares, choice):
+            rng = random.Random(instance)
+            shown_queries = rng.sample(queries_of[instance], min(choice.queries, len(queries_of[instance])))
+            paths = list(gallery_of[instance])
+            if choice.order == "random":
+                rng.shuffle(paths)
+            elif choice.order == "smallest":
+                paths.sort(key=lambda path: shares[path, instance])
+            paths = paths[: choice.gallery]
+            names = short_names([*shown_queries, *paths])
+            tiles = [
+                tile for path in shown_queries for tile in query_tiles(path, names[path], queries[path], base_path)
+            ]
+            for path in paths:
+                tiles += gallery_tiles(path, names[path], gallery[path], instance, base_path)
+            rows.append((f"{label_of(name)}, instance {instance}", tiles))
+    if rows and not any(tile.image for _, tiles in rows for tile in tiles):
+        raise SoirError("no image of the preview can be read: name the folder that their paths start at, --base-path")
+    return lay_out(rows)
+
+
+def group_by_instance(entries: Annotations) -> dict[int, list[str]]:
+    """Instance -> paths of the entries that show it."""
+    paths = defaultdict(list)
+    for path, entry in entries.items():
+        for instance in dict.fromkeys(instances_of(entry)):
+            paths[instance].append(path)
+    return paths
+
+
+def share_of_instance(entry: Entry, instance: int, size: Size | None) -> float:
+    """The smallest share, in % of the image, that a box of an instance covers; infinite if nobody knows."""
+    return (
+        min((box_share(box, size) for box in boxes_of_instance(entry, instance)), default=math.inf)
+        if size
+        else math.inf
+    )
+
+
+def choose_instances(
+    instances: list[int], gallery_of: dict[int, list[str]], shares: dict[tuple[str, int], float], choice: Choice
+) -> list[int]:
+    """The instances to draw, of those of a set that have queries and gallery images."""
+    if choice.instances is not None:
+        return [instance for instance in choice.instances if instance in set(instances)]
+    if choice.order == "id":
+        return instances[: choice.most]
+    if choice.order == "smallest":
+        smallest = {i: min(shares[path, i] for path in gallery_of[i]) for i in instances}
+        return sorted(instances, key=lambda instance: (smallest[instance], instance))[: choice.most]
+    return sorted(random.Random(0).sample(instances, min(choice.most, len(instances))))
+
+
+def query_tiles(path: str, name: str, entry: Entry, base_path: str | None) -> list[Tile]:
+    """A query with its box and the outline of its mask, and a zoom on them."""
+    photograph = open_photograph(path, base_path)
+    if photograph is None:
+        return [Tile(f"query {name}: cannot be read", None)]
+    masks = sound_masks(masks_of(entry))
+    box = pixel_box(entry["bbox"], (photograph.height, photograph.width))
+    return [
+        Tile(f"query {name}", draw_tile(photograph, [box], QUERY_COLOUR, masks)),
+        Tile("zoom", draw_zoom(photograph, box, [box], QUERY_COLOUR, masks)),
+    ]
+
+
+def sound_masks(masks: Iterable[Any]) -> list[np.ndarray]:
+    """The pixels of masks; one with a fault, which verify_dataset.py tells, is left out."""
+    sound = []
+    for mask in masks:
+        with suppress(ValueError):
+            sound.append(decode_mask(mask))
+    return sound
+
+
+def gallery_tiles(path: str, name: str, entry: Entry, instance: int, base_path: str | None) -> list[Tile]:
+    """A gallery image with the boxes and masks of an instance, and a zoom on the first of them."""
+    photograph = open_photograph(path, base_path)
+    if photograph is None:
+        return [Tile(f"gallery {name}: cannot be read", None)]
+    size = photograph.height, photograph.width
+    boxes = [pixel_box(box, size) for box in boxes_of_instance(entry, instance)]
+    masks = sound_masks(mask for mask, number in zip(masks_of(entry), entry["ins"]) if number == instance)
+    share = box_share(boxes[0], size)
+    return [
+        Tile(f"gallery {name}", draw_tile(photograph, boxes, GALLERY_COLOUR, masks)),
+        Tile(f"zoom, {share:.1f} % of the image", draw_zoom(photograph, boxes[0], boxes, GALLERY_COLOUR, masks)),
+    ]
+
+
+# ---------------------------------------------------------------------------------------------------- rankings of a run
+
+
+def draw_rankings(
+    queries: dict[int, float], rankings: dict[int, Ranking], task: Task, base_path: str | None
+) -> list[Image.Image]:
+    """Pages with one row for each of some queries: the query, its first five images, right in green, wrong in red, and
+    the first relevant image that is not among them. What the run took for the object is drawn dashed.
+
+    queries   number of a query -> its AP
+    rankings  number of a query -> what the run retrieved for it, if anything
+    Raises SoirError if no image can be read.
+    """
+    rows = []
+    for number, score in queries.items():
+        path = task.queries[number]
+        entry = task.annotations[path]
+        ranking = rankings.get(number)
+        shown = choose_images(ranking, task.relevant[number])
+        names = short_names([path, *(task.gallery[image.position] for image in shown if image.position >= 0)])
+        title = f"{label_of(set_of(entry))}, instance {name_of_instances(entry)}, "
+        title += f"AP {score:.3f}, relevant images {len(task.relevant[number])}: {path}"
+        tiles = [query_tiles(path, names[path], entry, base_path)[0]._replace(frame=QUERY_COLOUR)]
+        for image in shown:
+            name = names[task.gallery[image.position]] if image.position >= 0 else "unknown path"
+            tiles.append(image_tile(image, name, ranking, number, task, base_path))
+        rows.append((title, tiles))
+    if not any(tile.image for _, tiles in rows for tile in tiles):
+        path = task.queries[next(iter(queries))]
+        raise SoirError(f"no image of the preview can be read, {path} for one: where are they? --base-path")
+    return lay_out(rows)
+
+
+class ShownImage(NamedTuple):
+    """An image of a ranking to draw."""
+
+    position: int  # in the gallery; -1 for a path that is not there
+    place: int | None  # rank - 1; None for a relevant image that was not retrieved
+    is_right: bool
+
+
+def choose_images(ranking: Ranking | None, relevant: np.ndarray) -> list[ShownImage]:
+    """The first five images of a ranking, and the first relevant one behind them."""
+    positions = ranking.positions if ranking is not None else np.zeros(0, dtype=np.int64)
+    is_right = np.isin(positions, relevant)
+    places = list(range(min(5, len(positions))))
+    places += [int(place) for place in np.flatnonzero(is_right) if place >= 5][:1]
+    shown = [ShownImage(int(positions[place]), place, bool(is_right[place])) for place in places]
+    missed = np.setdiff1d(relevant, positions)
+    if len(missed) and len(shown) <= 5:
+        shown.append(ShownImage(int(missed[0]), None, True))
+    return shown
+
+
+def image_tile(
+    image: ShownImage, name: str, ranking: Ranking | None, number: int, task: Task, base_path: str | None
+) -> Tile:
+    """A ranked image, or one that was missed, with the true boxes and the one of the run."""
+    colour = GALLERY_COLOUR if image.is_right else WRONG_COLOUR
+    label = (
+        "missed, not retrieved"
+        if image.place is None
+        else f"{image.place + 1}: {'right' if image.is_right else 'wrong'}"
+    )
+    predicted: list[Box] = []
+    boxes: list[Box] = []
+    if image.is_right:
+        instances = instances_of(task.annotations[task.queries[number]])
+        boxes = [box for box in boxes_in_pixels(task, image.position, instances) if not math.isnan(box[0])]
+    if ranking is not None and image.place is not None:
+        if image.place >= 5:
+            label = f"next relevant: rank {image.place + 1}"
+        if ranking.scores is not None and math.isfinite(ranking.scores[image.place]):
+            label += f", score {ranking.scores[image.place]:.4g}"
+        if ranking.boxes is not None and np.isfinite(ranking.boxes[image.place]).all():
+            x1, y1, x2, y2 = ranking.boxes[image.place].tolist()
+            predicted = [(x1, y1, x2, y2)]
+            label += f", IoU {max(box_iou(predicted[0], box) for box in boxes):.2f}" if boxes else ""
+    path = task.gallery[image.position] if image.position >= 0 else None
+    photograph = open_photograph(path, base_path) if path else None
+    if photograph is None:
+        return Tile(f"{label}, {name}" + ", cannot be read" * bool(path), None, colour)
+    return Tile(f"{label}, {name}", draw_tile(photograph, boxes, colour, predicted=predicted), colour)
