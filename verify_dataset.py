@@ -55,9 +55,7 @@ from soir_files import SoirError, check_outputs, find_root, whole_file
 from soir_forms import FORM_CHECKS, load_any_form, size_finder
 from soir_images import absolute_base, full_path, image_size
 from soir_masks import examine_masks, mask_faults
-from soir_pictures import (
-    write_pages,
-)
+from soir_pictures import write_pages
 from soir_previews import Choice, draw_instances
 from soir_statistics import by_set, label_of, print_statistics, statistics
 
