@@ -35,9 +35,9 @@ from soir_console import Findings  # noqa: E402
 import make_sample  # noqa: E402
 
 import create_dataset  # noqa: E402
-import create_instre_subsets  # noqa: E402
 import verify_dataset  # noqa: E402
 from soir_common import Annotations, load_annotations, save_annotations  # noqa: E402
+from soir_instre import read_part  # noqa: E402
 from soir_workers import map_ordered  # noqa: E402
 
 # The real sizes.
@@ -378,7 +378,7 @@ def bench_instre(folder: str, repeats: int) -> Iterator[Row]:
 
     def ours() -> None:
         findings = Findings()
-        photographs = create_instre_subsets.parse_instre(root, "", "S1", 1, findings)
+        photographs = read_part(root, "", "S1", 1, findings)
         assert photographs
         assert not findings, dict(findings.skipped)
 
