@@ -232,25 +232,23 @@ def parse_args() -> argparse.Namespace:
         "Build INSTRE-XS and INSTRE-XXS, the small-object subsets of INSTRE.",
         "0 fine, 1 something was skipped or noticed and --strict was given, 2 the run could not be done",
     )
-    add = parser.add_argument
+    add = parser.add_argument_group("input").add_argument
     add("--instre-root", default=".", metavar="DIR", help="folder of the download (default: the current folder)")
-    add("--output-dir", default=".", metavar="DIR", help="where to write the two files (default: the current folder)")
     add("--parts", nargs="+", choices=PARTS, help="parts of INSTRE to take images from (default: S1, or as listed)")
-    add(
-        "--xs-threshold", type=percent, metavar="%", help="object size below which XS is (default: 15; with lists none)"
-    )
-    add(
-        "--xxs-threshold",
-        type=percent,
-        metavar="%",
-        help="object size below which XXS is (default: 5; with lists none)",
-    )
-    add("--query-fraction", type=fraction, default=0.5, metavar="F", help="share of queries (default: 0.5)")
+    add = parser.add_argument_group("subsets").add_argument
+    text = "object size below which an image can be in XS (default: 15; with lists none)"
+    add("--xs-threshold", type=percent, metavar="%", help=text)
+    text = "object size below which an image can be in XXS (default: 5; with lists none)"
+    add("--xxs-threshold", type=percent, metavar="%", help=text)
+    text = "share of queries among the images of an instance (default: 0.5)"
+    add("--query-fraction", type=fraction, default=0.5, metavar="F", help=text)
     add("--seed", type=int, default=0, metavar="N", help="another seed, another choice of queries (default: 0)")
+    add = parser.add_argument_group("lists, in place of the subsets").add_argument
     add("--query-list", metavar="FILE", help="the queries, one path per line (INSTRE-S1/01a_canada_book/013.jpg)")
     add("--gallery-list", metavar="FILE", help="the gallery images in the same form; goes with --query-list")
     add("--name", type=listed_name, metavar="NAME", help="set and file of what the lists choose (default: INSTRE)")
-    add_creation_options(parser)
+    add = add_creation_options(parser)
+    add("--output-dir", default=".", metavar="DIR", help="where to write the files (default: the current folder)")
     args = parser.parse_args()
     if (args.query_list is None) != (args.gallery_list is None):
         parser.error("--query-list and --gallery-list go together")

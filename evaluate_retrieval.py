@@ -71,9 +71,7 @@ from soir_files import SoirError, check_outputs, whole_file, write_whole
 from soir_forms import SizeFinder, load_any_form, size_finder, size_of_image
 from soir_images import absolute_base
 from soir_metrics import Difference, compare_means, first_ranks, mean_interval, score_hits
-from soir_pictures import (
-    write_pages,
-)
+from soir_pictures import write_pages
 from soir_previews import draw_rankings
 from soir_protocol import (
     RANKS,

@@ -369,7 +369,7 @@ def read_photograph(pair: ImageFiles) -> PhotographReading:
             inside = clip_box(box, size)
             if inside is None:
                 faults.append("box outside of its image")
-            elif is_below_pixel(box) or is_below_pixel(inside):
+            elif is_below_pixel(inside):
                 faults.append("box that is less than a pixel wide or high")
             else:
                 is_clipped |= inside != box

@@ -40,7 +40,7 @@ def options_of(script):
     rows = ["| | option | meaning |", "|---|---|---|"]
     group, statuses = "", ""
     for line in help_of(script):
-        title = re.fullmatch(r"(\w[\w ()]*):", line)
+        title = re.fullmatch(r"(\w[\w ,()]*):", line)
         option = re.match(r"  (\S.*?)  +(\S.*)", line)
         if title:
             group = "" if title.group(1) in ("options", "optional arguments") else title.group(1)
