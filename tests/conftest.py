@@ -76,6 +76,9 @@ def run_here(script, *args):
             run_as_main(script, *args)
     except SystemExit as end:
         status = end.code or 0
+        if isinstance(status, str):  # a message, as Python has it
+            print(status, file=streams[1])
+            status = 1
     finally:
         signal.signal(signal.SIGTERM, terminate)
     texts = [stream.buffer.getvalue().decode("utf-8") for stream in streams]
@@ -118,7 +121,8 @@ def instre(tmp_path_factory):
 def sample_file(voxdet, tmp_path_factory):
     """The annotation file made from the sample, with paths relative to its root."""
     path = tmp_path_factory.mktemp("annotations") / "anns.pt"
-    done = run_script("create_dataset.py", "--voxdet-root", voxdet[0], "--output-file", path, "--relative-paths")
+    args = ("--voxdet-root", voxdet[0], "--output-file", path, "--relative-paths", "--workers", 1)
+    done = run_here("create_dataset.py", *args)
     assert done.returncode == 0, done.stderr
     return path
 
