@@ -669,7 +669,8 @@ def test_equal_vectors_tie_whatever_the_shape(tmp_path):
             boxes = [(x, 1, x + 3, 4) for x in range(len(ins))]
             entry = {"bbox": boxes, "mask": [], "is_query": False, "ins": ins, "set": "INSTRE-XS"}
             annotations[f"image {number}"] = entry
-        np.savez(str(tmp_path / "f.npz"), **vectors)
+        matrix = {"paths": list(vectors), "features": np.stack(list(vectors.values()))}
+        np.savez(str(tmp_path / "f.npz"), **(matrix if shape % 4 else vectors))
         args = ("--trec", tmp_path / "out.run") if shape % 4 == 0 else ()
         done, _, rows = score_file(tmp_path, annotations, "--features", tmp_path / "f.npz", *args)
         assert done.returncode == 0, done.stdout + done.stderr
