@@ -8,7 +8,6 @@ and interrupts meet it there, and a hundred of them take seconds.
 
 import gc
 import os
-import runpy
 import select
 import signal
 import subprocess
@@ -19,7 +18,7 @@ import traceback
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, code_of, run_as_main
 from tqdm import tqdm
 
 PYTHONS_OWN = 131  # not a status of the scripts: the interrupt came when the script was not, or no more, in its work
@@ -29,6 +28,7 @@ class Fork:
     """A script that runs as a process, and a process group, of its own; `prepare` is called in it before."""
 
     def __init__(self, script, *args, prepare=None):
+        code_of(str(ROOT / script))  # once, here, and not in each fork
         pipes = [os.pipe(), os.pipe(), os.pipe()]
         self.pid = os.fork()
         if self.pid == 0:
@@ -58,14 +58,13 @@ class Fork:
             os.dup2(write, number)
         sys.stdout, sys.stderr = (open(number, "w", closefd=False) for number in (1, 2))  # noqa: SIM115
         tqdm.set_lock(threading.RLock())  # the usual one is shared with forks, and who is killed may hold it
-        sys.argv = [script, *map(str, args)]
         if prepare:
             prepare()
         try:
             os.write(pipes[2][1], b"1")
             for end in sum(pipes, ()):
                 os.close(end)
-            runpy.run_path(str(ROOT / script), run_name="__main__")
+            run_as_main(script, *args)
         except SystemExit as end:
             return end.code or 0
         except KeyboardInterrupt as error:

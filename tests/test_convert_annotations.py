@@ -8,7 +8,7 @@ import numpy as np
 import pycocotools.mask as coco_mask
 import pytest
 import torch
-from conftest import load_plainly, needs_new_torch, run_here, run_script
+from conftest import load_plainly, needs_new_torch, run_here
 from pycocotools.coco import COCO
 from test_forms import (
     CORNER,
@@ -209,7 +209,7 @@ def test_a_box_that_reaches_out_of_the_size_of_its_mask_is_not_kept(pictures):
 
 def test_a_current_file_comes_out_as_it_is(sample_file, tmp_path):
     target = tmp_path / "same.pt"
-    done = run_script("convert_annotations.py", "--ann-file", sample_file, "--output-file", target, "--strict")
+    done = run_here("convert_annotations.py", "--ann-file", sample_file, "--output-file", target, "--strict")
     assert done.returncode == 0, done.stderr
     assert list(load_plainly(target).items()) == list(load_plainly(sample_file).items())
     assert "upgraded" not in done.stdout

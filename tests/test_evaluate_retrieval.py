@@ -14,7 +14,7 @@ import zipfile
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, load_plainly, needs_new_torch, run_here, run_script
+from conftest import ROOT, load_plainly, needs_new_torch, run_here
 from PIL import Image
 from scipy import stats
 
@@ -669,7 +669,8 @@ def test_equal_vectors_tie_whatever_the_shape(tmp_path):
             boxes = [(x, 1, x + 3, 4) for x in range(len(ins))]
             entry = {"bbox": boxes, "mask": [], "is_query": False, "ins": ins, "set": "INSTRE-XS"}
             annotations[f"image {number}"] = entry
-        np.savez(str(tmp_path / "f.npz"), **vectors)
+        matrix = {"paths": list(vectors), "features": np.stack(list(vectors.values()))}
+        np.savez(str(tmp_path / "f.npz"), **(matrix if shape % 4 else vectors))
         args = ("--trec", tmp_path / "out.run") if shape % 4 == 0 else ()
         done, _, rows = score_file(tmp_path, annotations, "--features", tmp_path / "f.npz", *args)
         assert done.returncode == 0, done.stdout + done.stderr
@@ -1071,15 +1072,15 @@ def test_the_preview_marks_right_and_wrong(voxdet, sample_file, tmp_path):
     assert "size: 1 to 2 %" in done.stdout
 
 
-def test_the_example_of_the_readme_finds_most_of_the_sample(voxdet, tmp_path):
+def test_the_example_of_the_readme_finds_most_of_the_sample(voxdet, sample_file, tmp_path, monkeypatch):
     """Colours nearly suffice for the sample. The README shows the example as it is."""
     example = ROOT / "examples" / "colour_features.py"
     assert example.read_text().split('"""')[2].strip() in (ROOT / "README.md").read_text()
-    files = tmp_path / "anns.pt", tmp_path / "features.pt", tmp_path / "report.json"
-    run_script("create_dataset.py", "--voxdet-root", voxdet[0], "--output-file", files[0])
-    assert run_script(example, *files[:2]).returncode == 0
+    monkeypatch.chdir(voxdet[0])
+    files = sample_file, tmp_path / "features.pt", tmp_path / "report.json"
+    assert run_here(example, *files[:2]).returncode == 0
     options = ["--ann-file", files[0], "--features", files[1], "--report", files[2]]
-    assert run_script("evaluate_retrieval.py", *options).returncode == 0
+    assert run_here("evaluate_retrieval.py", *options).returncode == 0
     assert json.loads(files[2].read_text())["groups"]["all"]["mAP"] > 0.7  # by chance: about 0.5
 
 

@@ -24,7 +24,7 @@ needs_timm = pytest.mark.skipif(not HAS_TIMM, reason="timm is not installed")
 
 @pytest.mark.skipif(HAS_TIMM, reason="timm is installed")
 def test_without_timm_the_example_names_it(tmp_path):
-    done = run_script(EXAMPLE, "anns.pt", tmp_path / "features.npz")
+    done = run_here(EXAMPLE, "anns.pt", tmp_path / "features.npz")
     assert done.returncode == 1
     assert done.stderr == "error: timm is not installed: pip install timm\n"
 
@@ -154,8 +154,11 @@ def test_the_figure_shows_shares_published_means_and_runs():
 
 @needs_matplotlib
 def test_the_picture_is_written(scored):
-    for name, options in (("sizes.png", []), ("runs.png", ["--per-query", "a.csv", "both.csv"])):
-        done = run_script(PLOT, "anns.pt", name, "--base-path", scored, *options, cwd=".")
+    for run, name, options in (
+        (run_here, "sizes.png", []),
+        (run_script, "runs.png", ["--per-query", "a.csv", "both.csv"]),
+    ):
+        done = run(PLOT, "anns.pt", name, "--base-path", scored, *options)
         assert (done.returncode, done.stdout) == (0, ""), done.stderr
         with Image.open(name) as picture:
             assert (picture.format, picture.size) == ("PNG", (960, 840 if options else 480))

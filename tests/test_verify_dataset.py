@@ -8,7 +8,7 @@ import numpy as np
 import pycocotools.mask as coco_mask
 import pytest
 import torch
-from conftest import needs_new_torch, run_here, run_script
+from conftest import needs_new_torch, run_here
 from PIL import Image
 
 from soir_forms import FORM_CHECKS
@@ -52,7 +52,7 @@ def test_what_create_dataset_writes_passes(tiny):
 def test_the_sample_passes_with_its_true_figures(voxdet, sample_file, tmp_path):
     root, truth = voxdet
     report = tmp_path / "report.json"
-    done = run_script("verify_dataset.py", "--ann-file", sample_file, "--base-path", root, "--report", report)
+    done = run_here("verify_dataset.py", "--ann-file", sample_file, "--base-path", root, "--report", report)
     assert done.returncode == 0, done.stdout
     figures = json.loads(report.read_text())["statistics"]
     for name, area in (("OWID", 640 * 480), ("RoboTools", 1920 * 1080)):
@@ -344,11 +344,13 @@ def test_issues_are_grouped_and_verbose_shows_all(tiny):
     assert len(json.loads(tiny.path("check_verification.json").read_text())["issues"]) == 4
 
 
-def test_paths_are_looked_for_in_the_current_folder_without_a_base_path(tiny):
+def test_paths_are_looked_for_in_the_current_folder_without_a_base_path(tiny, monkeypatch):
     tiny.create()
-    done = run_script("verify_dataset.py", cwd=str(tiny.root))
+    monkeypatch.chdir(tiny.root)
+    done = run_here("verify_dataset.py")
     assert done.returncode == 0, done.stdout
-    done = run_script("verify_dataset.py", "--ann-file", tiny.path("anns.pt"), cwd="/")
+    monkeypatch.chdir("/")
+    done = run_here("verify_dataset.py", "--ann-file", tiny.path("anns.pt"))
     assert done.returncode == 1
     assert "--base-path" in done.stdout
 
