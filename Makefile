@@ -24,7 +24,7 @@ demo: $(VENV)/run  ## set up, make the sample data, and run the scripts on it
 	@echo "sample/anns.pt is the annotation file, sample/anns.json the same for tools that read COCO."
 
 test: $(VENV)/dev  ## set up, and run the tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 lint: $(VENV)/dev  ## check style, formatting and types
 	$(BIN)/ruff check .

@@ -75,7 +75,7 @@ def long_source(tmp_path_factory):
     """Seconds of work for each script."""
     source = tmp_path_factory.mktemp("long")
     make_voxdet(source / "VoxDet", 4000)
-    make_instre(source / "INSTRE", 10_000)
+    make_instre(source / "INSTRE", 5000)
     make_annotations(source, Tiny(source / "few").root)
     query = next(iter(load_plainly(source / "anns.pt").values()))
     # The same entry again and again is written once, so that this file is soon made.
@@ -373,7 +373,7 @@ def test_an_input_that_vanishes_in_mid_run_is_counted_or_named(tmp_path, script)
     if script == "create_dataset.py":
         root = make_voxdet(tmp_path / "VoxDet", 4000).root
     else:
-        root = make_instre(tmp_path / "INSTRE", 10_000)
+        root = make_instre(tmp_path / "INSTRE", 5000)
     out = tmp_path / "out"
     out.mkdir()
     args, outputs = job(script, tmp_path, out)
