@@ -208,7 +208,10 @@ def progress_bar(title: str, items: Iterable[T] = (), total: int | None = None) 
     """A progress bar of tqdm, on a terminal only: iterable like `items`, or to be moved on with update()."""
     from tqdm import tqdm  # here, not above: --help has no need of it, and it takes 30 ms
 
-    return tqdm(items, desc=title, total=total, disable=None)
+    class Bar(tqdm):  # type: ignore[misc]  # it has no types
+        disable = True  # until it is made: its destructor looks here, also when an interrupt came before that
+
+    return Bar(items, desc=title, total=total, disable=None)
 
 
 def printable(text: str) -> str:

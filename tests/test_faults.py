@@ -36,6 +36,7 @@ from conftest import (
 )
 from PIL import Image
 from run_fork import PYTHONS_OWN, Fork, assert_gone, living
+from tqdm import tqdm
 
 KILLS = int(os.environ.get("SOIR_KILLS", "6"))
 
@@ -174,6 +175,18 @@ def test_an_interrupt_at_any_moment_ends_with_130_and_leaves_nothing(source, tmp
         assert_old_or_new(found, new)
     assert 130 in statuses
     assert_gone(groups)
+
+
+def test_an_interrupt_while_a_progress_bar_is_made_is_told_in_one_line(small_source, tmp_path):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    def prepare():
+        tqdm.__init__ = interrupted
+
+    run = Fork("create_dataset.py", *job("create_dataset.py", small_source, tmp_path)[0], prepare=prepare)
+    done = run.wait()
+    assert (done.returncode, done.stderr) == (130, "interrupted\n")
 
 
 def signal_while_writing(number, wanted, folder):
