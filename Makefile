@@ -17,10 +17,11 @@ demo: $(VENV)/run  ## set up, make the sample data, and run the scripts on it
 	$(BIN)/python evaluate_retrieval.py --ann-file sample/anns.pt --features sample/features.pt --preview sample/worst.png
 	$(BIN)/python convert_annotations.py --ann-file sample/anns.pt --coco sample/anns.json
 	$(BIN)/python create_instre_subsets.py --instre-root sample/INSTRE --output-dir sample
-	$(BIN)/python verify_dataset.py --ann-file sample/instre_xs.pt
-	$(BIN)/python verify_dataset.py --ann-file sample/instre_xxs.pt
+	$(BIN)/python verify_dataset.py --ann-file sample/instre_xs.pt --preview sample/instre_xs.png
+	$(BIN)/python verify_dataset.py --ann-file sample/instre_xxs.pt --preview sample/instre_xxs.png
 	@echo
-	@echo "Look at sample/preview.png (queries and gallery images) and sample/worst.png (what the worst queries retrieved)."
+	@echo "Look at sample/preview.png (queries and gallery images), at sample/worst.png (what the worst queries retrieved),"
+	@echo "and at sample/instre_xs.png and sample/instre_xxs.png (the subsets of INSTRE)."
 	@echo "sample/anns.pt is the annotation file, sample/anns.json the same for tools that read COCO."
 
 test: $(VENV)/dev  ## set up, and run the tests
