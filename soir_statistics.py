@@ -36,7 +36,7 @@ ROWS = [
     ("object size, mean (% of image)", "object_size_mean", ".1f"),
     ("  median", "object_size_median", ".1f"),
     ("  below 2 % of the image (% of objects)", "object_size_below_2", ".1f"),
-    *((f"    {name}", name, ".1f") for name, _ in SIZE_CLASSES),
+    *((f"  {name}", name, ".1f") for name, _ in SIZE_CLASSES),
     ("instances seen > 10 times (easy)", "instances_easy", ","),
     ("  5 to 10 times (medium)", "instances_medium", ","),
     ("  < 5 times (hard)", "instances_hard", ","),
