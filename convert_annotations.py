@@ -8,8 +8,8 @@ Out  with --output-file an annotation file in the current form, which verify_dat
     python convert_annotations.py --ann-file anns.pt --output-file here.pt --replace-prefix /data/VoxDet sample/VoxDet
     python convert_annotations.py --ann-file anns.pt --coco gallery.json --base-path sample/VoxDet
 
-What is wrong in any form, as verify_dataset.py would say, is skipped and counted: an object of a gallery image if it is
-its mask that is wrong, otherwise the entry. So are queries with an empty mask, as create_dataset.py skips them.
+Errors that verify_dataset.py would report are skipped and counted: of a gallery image with a wrong mask, only that
+object is skipped, otherwise the whole entry. Queries with an empty mask are skipped too, as in create_dataset.py.
 
 Exit status: 0 fine, 1 something was skipped or noticed and --strict was given, 2 the run could not be done.
 """
@@ -87,7 +87,7 @@ def read_source(path: str, find_size: SizeFinder) -> Source:
 
 
 def keep_sound(source: Source, findings: Findings) -> Annotations:
-    """The entries that keep all rules but those of masks; what is left out is added to the findings."""
+    """The entries that break no rule; `keep_sound_masks` checks masks. Entries left out are added to the findings."""
     sound = {}
     for path, entry in source.annotations.items():
         check = next((check for check, _ in entry_faults(path, entry)), None)
@@ -207,7 +207,7 @@ class Prefix(NamedTuple):
     new: str
 
     def moved(self, path: str) -> str | None:
-        """A path with its prefix replaced; None if it starts with another. /data/Vox is no prefix of /data/VoxDet."""
+        """A path with its prefix replaced; None if it lacks the prefix. /data/Vox is no prefix of /data/VoxDet."""
         stem = self.old.rstrip("/") + "/" if self.old else ""
         if not path.startswith(stem) or (not stem and os.path.isabs(path)):
             return None
@@ -240,9 +240,10 @@ def replace_prefix(annotations: Annotations, prefix: Prefix, findings: Findings)
 def write_coco(path: str, annotations: Annotations, find_size: SizeFinder, findings: Findings) -> tuple[int, int]:
     """Write a COCO file, one record per line. Returns the numbers of images and annotations in it.
 
-    Format: https://cocodataset.org/#format-data, with `is_query`, `split` and `set` as further keys of images and
-    annotations, where FiftyOne's importer and others look for attributes. An object without a mask has an empty
-    `segmentation`, as box-only COCO files do.
+    Format: https://cocodataset.org/#format-data, with `is_query`, `split`, `set` and `obj_name` as further keys of
+    images and annotations. FiftyOne's importer, for one, reads such keys as attributes. An object without a mask has an
+    empty `segmentation`, as in box-only COCO files.
+    Raises SoirError if the file cannot be written.
     """
     names = {category_of(entry, i): (entry["set"], i) for entry in annotations.values() for i in instances_of(entry)}
     categories = {name: number for number, name in enumerate(sorted(names, key=natural_key), start=1)}
@@ -377,7 +378,7 @@ def main() -> int:
     prefix = Prefix(*args.replace_prefix) if args.replace_prefix else None
     findings = Findings()
 
-    def find_here_or_there(path: str) -> Size | None:  # before --replace-prefix, or behind it
+    def find_here_or_there(path: str) -> Size | None:  # under its old path, or under that of --replace-prefix
         return find_size(path) or find_size(prefix and prefix.moved(path) or path)
 
     source = read_source(args.ann_file, find_here_or_there)

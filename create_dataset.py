@@ -170,7 +170,8 @@ def find_instances(folder: str, prefix: str, max_instances: int | None, findings
     """List the instance folders in natural order.
 
     The id is the number after the last `_` of the name: `5` in OWID, `obj_000005` in RoboTools. Files that lie
-    beside the folders (ZID-10k_mapper_new.json, scene_gt_all.json) are no instances.
+    beside the folders (ZID-10k_mapper_new.json, scene_gt_all.json) are no instances. Raises SoirError if the folder
+    cannot be read.
     """
     try:
         names = sorted(os.listdir(folder), key=natural_key)
@@ -223,7 +224,7 @@ def list_images(folder: str) -> list[str]:
 
 
 def read_query(query: Query) -> QueryReading:
-    """Read a query, in a worker."""
+    """Read a query, in a worker: its mask, and whether its image is whole and of the same size."""
     image = f"{query.instance.folder}/rgb/{query.image}"
     try:
         size = whole_image_size(image)
@@ -252,7 +253,8 @@ def usable_queries(
             continue
         if reading.is_soft:
             findings.notice("query whose mask is soft, cut at half of its largest value", query.path)
-        # With keys of this process: those that come from a worker are other objects, which would show in the file.
+        # A new dict with the key objects of this process. Keys from a worker are other objects, which pickle would
+        # write out again, so the bytes of the file would depend on --workers.
         yield query, {"size": reading.mask["size"], "counts": reading.mask["counts"]}, reading.box
 
 
@@ -262,7 +264,11 @@ def usable_queries(
 def read_gallery(
     images: list[GalleryImage], folder: str, workers: int, title: str, findings: Findings
 ) -> Iterator[GalleryImage]:
-    """Yield those of the images in a folder that have annotations and can be read, with their real sizes."""
+    """Yield the images that have annotations and can be read, with their real (height, width).
+
+    folder  where the images are; title is that of the progress bar
+    The annotations of an image are emptied after it has been yielded.
+    """
     annotated = []
     for image in images:
         if image.annotations:
@@ -278,7 +284,7 @@ def read_gallery(
                 findings.skip("gallery image whose size is not what its annotations say", image.path)
             else:
                 yield image._replace(size=size)
-                image.annotations.clear()  # those of OWID take 100 MB, which its entries can have
+                image.annotations.clear()  # those of OWID take 100 MB, which are free for its entries then
 
 
 def read_size(path: str) -> Size | str:

@@ -20,8 +20,8 @@ So XXS is a subset of XS, and other instances, present or not, change nothing fo
 
 With --query-list and --gallery-list, the lists decide alone, and there is one file: every listed image is in it, in its
 role, whatever its size (a threshold applies where one is given). That builds the usual protocol of INSTRE (Iscen and
-others, 2017: 1,250 queries, 27,293 images). A query needs a box; that of an image of INSTRE-M spans both its objects,
-and it shows both instances: relevant is what shows either. A gallery image without a box is in it as a whole.
+others, 2017: 1,250 queries, 27,293 images). A query needs a box. The box of a query of INSTRE-M spans both objects, and
+an image that shows either of them is relevant. For a gallery image without a box, the whole image is the box.
 
 Exit status: 0 fine, 1 something was skipped or noticed and --strict was given, 2 the run could not be done.
 """
@@ -74,7 +74,10 @@ class OutputFile(NamedTuple):
 
 
 def assign_roles(photographs: list[Photograph], seed: int, query_fraction: float) -> set[str]:
-    """Keys of the photographs that become queries, of those that can be in XS; the others are gallery (step 2)."""
+    """Of the photographs that can be in XS, the keys of those that become queries; the others are gallery (step 2).
+
+    query_fraction  share of queries among the images of an instance, between 0 and 1
+    """
     keys_of = defaultdict(list)
     for photograph in photographs:
         if photograph.part != "M":
@@ -127,7 +130,10 @@ def read_lists(query_list: str, gallery_list: str, findings: Findings) -> Lists:
 
 
 def read_list(path: str) -> dict[str, str]:
-    """Key -> path, of a text file with one path like INSTRE-S1/01a_canada_book/013.jpg per line. Raises SoirError."""
+    """Key -> path, of a text file with one path like INSTRE-S1/01a_canada_book/013.jpg per line.
+
+    Raises SoirError if the file cannot be read, or is not UTF-8.
+    """
     try:
         with open_regular(path) as file:
             lines = file.read().decode("utf-8-sig").splitlines()
@@ -242,7 +248,7 @@ def parse_args() -> argparse.Namespace:
     add("--xxs-threshold", type=percent, metavar="%", help=text)
     text = "share of queries among the images of an instance (default: 0.5)"
     add("--query-fraction", type=fraction, default=0.5, metavar="F", help=text)
-    add("--seed", type=int, default=0, metavar="N", help="another seed, another choice of queries (default: 0)")
+    add("--seed", type=int, default=0, metavar="N", help="another seed chooses other queries (default: 0)")
     add = parser.add_argument_group("lists, in place of the subsets").add_argument
     add("--query-list", metavar="FILE", help="the queries, one path per line (INSTRE-S1/01a_canada_book/013.jpg)")
     add("--gallery-list", metavar="FILE", help="the gallery images in the same form; goes with --query-list")

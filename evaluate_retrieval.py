@@ -116,10 +116,11 @@ class Scores(NamedTuple):
 def load_sound_annotations(
     path: str, set_name: str | None, split: str | None, find_size: SizeFinder
 ) -> tuple[Annotations, set[str]]:
-    """Load an annotation file of any form: (the entries of a set and of a split, or all; the paths of the others).
+    """Load an annotation file of any form. Returns (the entries of a set and a split, the paths of all other entries).
 
-    set_name   in any case
-    find_size  says how large an image is
+    set_name   in upper or lower case; None for all sets
+    split      one of SPLITS; None for all
+    find_size  image path -> (height, width), or None
     Raises SoirError if an entry breaks a rule, or there are no queries or no gallery images.
     """
     annotations = load_any_form(path, find_size)
@@ -154,7 +155,10 @@ def find_scored(task: Task, findings: Findings) -> np.ndarray:
 
 
 def read_hits(run: Run, task: Task, findings: Findings) -> tuple[Hits, Rank]:
-    """Where a run ranks the relevant images, and a function that gives its whole rankings. Raises SoirError."""
+    """Where a run ranks the relevant images, and a function that yields its whole rankings.
+
+    Faults of the run are added to the findings. Raises SoirError if the file cannot be read, or fits no query or image.
+    """
     if run.kind == "rankings":
         rankings = read_run(run.file, task, findings)
         return gather_hits(task, find_in_rankings(task, rankings)), lambda numbers: ((n, rankings[n]) for n in numbers)
@@ -166,7 +170,7 @@ def read_hits(run: Run, task: Task, findings: Findings) -> tuple[Hits, Rank]:
 
 
 def describe_queries(task: Task, scored: np.ndarray) -> dict[str, list[Any]]:
-    """What is known of the scored queries, as columns; object_size is in % of the image, None if nobody knows."""
+    """Columns with one item per scored query; object_size is in % of the image, None if it is unknown."""
     gallery = {path: task.annotations[path] for path in task.gallery}
     occurrences: Counter[tuple[str, int]] = Counter()
     for entry in gallery.values():
@@ -237,6 +241,11 @@ def summarize(
 
 
 def summarize_group(metrics: dict[str, np.ndarray], instances: np.ndarray) -> dict[str, Any]:
+    """Means over the queries of a group.
+
+    metrics    name -> float64 [queries], as of `score_queries`; names AP@K become mAP@K
+    instances  int64 [queries]: the same number for the queries of one instance
+    """
     median = float(np.median(metrics["first_rank"]))
     result = {
         "queries": len(instances),

@@ -1,4 +1,4 @@
-"""Arrays of strangers: from .npz files, and from values that may be anything; sizes are checked before believed.
+"""Arrays from untrusted files: .npz files, and values of any type. A claimed size is checked before it is used.
 
 from soir_arrays import as_matrix, check_size, load_npz
 """
@@ -13,12 +13,16 @@ import numpy as np
 
 from soir_files import SoirError, open_regular
 
-# No file of features or of rankings is compressed by more; one of a megabyte could unpack to a gigabyte of zeros.
+# The largest compression ratio that is accepted. Real features and rankings stay far below it, while a hostile file of
+# a megabyte could unpack to a gigabyte of zeros.
 MAX_RATIO = 100
 
 
 def load_npz(path: str) -> dict[str, np.ndarray]:
-    """The arrays of a .npz file, by name: of numbers or of text. Raises SoirError."""
+    """The arrays of a .npz file, by name: of numbers or of text.
+
+    Raises SoirError if the file cannot be read, is no .npz, holds objects, or unpacks to over MAX_RATIO times its size.
+    """
     try:
         with open_regular(path) as file, np.load(file, allow_pickle=False) as archive:
             limit = MAX_RATIO * os.fstat(file.fileno()).st_size
@@ -37,7 +41,7 @@ def load_npz(path: str) -> dict[str, np.ndarray]:
 
 
 def _check_header(archive: zipfile.ZipFile, info: zipfile.ZipInfo, limit: int) -> None:
-    """Raise ValueError if an array claims other items than are there: items of no bytes can be any number of them."""
+    """Raise ValueError unless the shape and type that an array claims fit its bytes. Items of 0 bytes always would."""
     with archive.open(info) as file:
         version = np.lib.format.read_magic(file)
         if version not in ((1, 0), (2, 0)):
@@ -71,10 +75,11 @@ def check_size(size: int, limit: int) -> None:
 
 
 def as_matrix(value: Any, dimensions: int, limit: int) -> np.ndarray | None:
-    """An array of real numbers of so many dimensions, from an array or from lists; None if it is nothing of the sort.
+    """An array of real numbers with `dimensions` dimensions, from an array or nested lists; None if it is neither.
 
-    limit  bytes that it may take. An array can claim any size, and a list can be in the file once and stand for
-           thousands: raises ValueError.
+    limit  bytes that it may take. It can be far larger than its file: an array can claim any size, and one list in a
+           file can be used thousands of times.
+    Raises ValueError if it takes more than `limit` bytes.
     """
     if isinstance(value, np.ndarray):
         check_size(value.size * value.dtype.itemsize, limit)

@@ -79,8 +79,9 @@ class GalleryImage(NamedTuple):
 def read_coco(path: str) -> Coco:
     """Read a COCO file.
 
-    An RLE is compressed as soon as it is parsed, since its list of run lengths takes fifty times the memory; in place
-    of one that is not valid stands the ValueError of `compress_rle`. Raises SoirError if it is no COCO file.
+    An RLE is compressed as soon as it is parsed, since its list of run lengths takes fifty times the memory. An invalid
+    RLE is replaced by the ValueError of `compress_rle`, for `read_segmentation` to raise.
+    Raises SoirError if the file cannot be read, or is no COCO file.
     """
 
     def shrink(record: dict[str, Any]) -> Any:
@@ -264,7 +265,7 @@ def usable_box(annotation: Annotation, image: GalleryImage, doubts: Doubts, find
 
 
 def stop_if_misread(doubts: Doubts, place: str) -> None:
-    """Raise SoirError if so many annotations contradict themselves that they must be meant otherwise than we read them.
+    """Raise SoirError if so many annotations contradict themselves that their format must be another one.
 
     place  the folder of the set
     """
@@ -321,7 +322,11 @@ def possible_meanings(annotation: Annotation, size: Size) -> Iterator[str]:
 
 
 def agree(box: Any, mask: np.ndarray | None, size: Size) -> bool:
-    """Whether a box lies in its image, and its mask fills it at least by half and stays inside."""
+    """Whether a box lies in its image and agrees with the box of its mask (see `doubt_of_mask`), if there is a mask.
+
+    box   (x1, y1, x2, y2), half-open
+    mask  uint8 [height, width], or None
+    """
     if not is_inside(box, size):
         return False
     if mask is None:

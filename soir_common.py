@@ -33,7 +33,7 @@ class SetRules(NamedTuple):
 
 
 # The sets that we know, and their rules. INSTRE has no masks, and some of its images no box. A set of any other name is
-# as good: what it has is what its entries show.
+# valid too, and has no such rules.
 SETS = {
     "OWID": SetRules(query_masks=True, gallery_masks=True, boxes=True),
     "RoboTools": SetRules(query_masks=True, gallery_masks=False, boxes=True),
@@ -121,7 +121,8 @@ MAX_COORDINATE = 2**31
 # How far, in pixels, a box may reach out of its image: rounding.
 TOLERANCE = 1
 
-# How far, in pixels, a mask may reach out of the box of its object, and below which IoU its own box is far smaller.
+# How far, in pixels, a mask may reach out of the box of its object; and the IoU of the mask's own box with that box,
+# below which the box counts as far larger than the mask.
 MASK_REACH = 2
 LOOSE_IOU = 0.5
 
@@ -140,10 +141,10 @@ def query_entry(
     """The entry of a query: one photograph of one object.
 
     bbox      (x1, y1, x2, y2) in pixels, half-open: x2 = x1 + width; None is the whole image
-    mask      COCO RLE {"size": [height, width], "counts": str}. Where the source has no masks it is None, and the field
-              is left out: the paper's code takes a missing mask, and trips over one that is None
+    mask      COCO RLE {"size": [height, width], "counts": str}. None where the source has no masks: the field is then
+              left out, since the paper's code accepts a missing field and fails on None
     ins       the instance, from 0 to 2^63 - 1; it counts within its set only, since ids of OWID and RoboTools collide.
-              A list where the query shows several, as those of INSTRE-M: relevant is what shows any of them
+              A list where the query shows several, as in INSTRE-M: an image that shows any of them is relevant
     set_name  one of SETS, or any other
     split     one of SPLITS; left out if None
     obj_name  the object's name in the source; left out if None
@@ -337,7 +338,10 @@ def _found(value: Any) -> str:
 
 
 def shorten(value: Any) -> str:
-    """What a message shows of a value that may be anything: repr() of nested lists can take forever, and all memory."""
+    """A value of a file as text for a message, at most 80 characters; of a container, only its type.
+
+    repr() of nested lists can take forever, and all memory.
+    """
     if not isinstance(value, (str, int, float)):
         return f"({type(value).__name__})"
     text = str(value)
@@ -430,10 +434,12 @@ def reach_of_box(box: Box, outer: Box) -> float:
 
 
 def doubt_of_mask(mask_box: Box, box: Box) -> str:
-    """What contradicts itself in an object of a gallery image: "reaching", "loose", or "" for nothing.
+    """Whether the mask and the box of an object of a gallery image contradict each other.
 
-    mask_box  the box of its mask. What is seen of an object lies in its box, even in one of all of the object (BOP's
-              `bbox_obj`), so one that reaches out of the box is wrong; but such a box may be far larger than the mask.
+    mask_box  the box of the object's mask, half-open, in pixels
+    box       the annotated box. It may be amodal, of the whole object with its hidden parts (BOP's `bbox_obj`)
+    Returns "reaching" if the mask reaches out of the box by more than MASK_REACH: no box of either kind allows that.
+    Returns "loose" if their IoU is below LOOSE_IOU, as it may be of an amodal box. Returns "" otherwise.
     """
     if reach_of_box(mask_box, box) > MASK_REACH:
         return "reaching"
@@ -456,9 +462,9 @@ def difficulty(occurrences: int) -> str:
 
 
 def load_annotations(path: str) -> Annotations:
-    """Load an annotation file, of anybody's: nothing in it is run (see soir_loading.py).
+    """Load an annotation file, which need not be trusted: nothing in it is executed (see soir_loading.py).
 
-    Returns a dict, image path -> entry; of what it holds, nothing has been checked yet.
+    Returns a dict, image path -> entry. The entries have not been checked: see `entry_faults`.
     Raises SoirError if the file is missing, or is no torch file of one dict of plain values.
     """
     annotations = load_values(path)

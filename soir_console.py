@@ -3,7 +3,7 @@
     from soir_console import exit_status, make_parser
 
 A script imports this module before any other, so that Ctrl-C and a missing requirement end in one line even while the
-rest is being imported. That is why only Python's own modules are imported here.
+rest is being imported. So this module imports only Python's own modules, and soir_files, which imports no others.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ def add_input_options(parser: argparse.ArgumentParser) -> Callable[..., Any]:
     add = parser.add_argument_group("input").add_argument
     text = "annotation file, of any form (default: anns.pt)"
     add("ann_file", nargs="?", default=argparse.SUPPRESS, metavar="ANN_FILE", help=text)
-    add("--ann-file", dest="ann_file", default="anns.pt", metavar="FILE", help="the same")
+    add("--ann-file", dest="ann_file", default="anns.pt", metavar="FILE", help="the same as ANN_FILE")
     add("--base-path", metavar="DIR", help="folder that relative image paths start at (default: the current folder)")
     return add
 
@@ -121,17 +121,17 @@ def add_input_options(parser: argparse.ArgumentParser) -> Callable[..., Any]:
 def add_creation_options(parser: argparse.ArgumentParser) -> Callable[..., Any]:
     """The groups "output" and "run" of the scripts that read images. Returns what adds an option to "output"."""
     add_output = parser.add_argument_group("output").add_argument
-    text = "image paths start at the root, so that the file can move: open os.path.join(root, path)"
+    text = "write image paths relative to the root, so that the data can move: open os.path.join(root, path)"
     add_output("--relative-paths", action="store_true", help=text)
     add = parser.add_argument_group("run").add_argument
-    text = "processes (default: as many as CPUs that this one may use)"
+    text = "number of processes (default: the number of CPUs that this process may use)"
     add("--workers", type=positive, default=usable_cpus(), metavar="N", help=text)
     add("--strict", action="store_true", help="exit with 1 if anything was skipped or noticed")
     return add_output
 
 
 def usable_cpus() -> int:
-    """How many CPUs this process may use: of a Slurm job or a container, its own share and not the whole machine."""
+    """How many CPUs this process may use. In a Slurm job or a container, that is its share, not the whole machine."""
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     for quota_file, period_file in (
         ("/sys/fs/cgroup/cpu.max", None),  # "<quota> <period>"
@@ -146,7 +146,7 @@ def usable_cpus() -> int:
 
 
 def positive(text: str) -> int:
-    """A type for argparse: a count from 1 up."""
+    """A type for argparse: a count from 1 to 999,999."""
     if not re.fullmatch("[0-9]{1,6}", text) or int(text) == 0:
         raise argparse.ArgumentTypeError(f"expected a number from 1 up, found {text}")
     return int(text)
@@ -174,7 +174,7 @@ class Findings:
         self.noticed: defaultdict[str, list[str]] = defaultdict(list)
 
     def skip(self, reason: str, place: str, detail: str = "") -> None:
-        """Add a place; of a detail, the first one of each reason is kept."""
+        """Add a place. A detail is kept only for the first place of each reason."""
         places = self.skipped[reason]
         places.append(f"{place} ({detail})" if detail and not places else place)
 
@@ -209,7 +209,7 @@ def progress_bar(title: str, items: Iterable[T] = (), total: int | None = None) 
     from tqdm import tqdm  # here, not above: --help has no need of it, and it takes 30 ms
 
     class Bar(tqdm):  # type: ignore[misc]  # it has no types
-        disable = True  # until it is made: its destructor looks here, also when an interrupt came before that
+        disable = True  # for the destructor, which also runs if an interrupt came before __init__ could set it
 
     return Bar(items, desc=title, total=total, disable=None)
 

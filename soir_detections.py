@@ -2,9 +2,12 @@
 
     from soir_detections import detection_figures, read_detections
 
-Two kinds of files: that of the paper's code (captions.pt: image path -> {"bboxes": [[x1, y1, x2, y2], ...], "scores":
-[...], "masks_rle": [...]}, of equal length; its detector is OWLv2), and COCO results, a list of {"image_id", "bbox":
-[x, y, width, height], "score"} whose image_id is an image path, or a COCO file whose images have such file names.
+Three kinds of files are read. A name that ends in .json is one of the last two:
+
+    captions.pt   of the paper's code, whose detector is OWLv2: image path -> {"bboxes": [[x1, y1, x2, y2], ...],
+                  "scores": [...], "masks_rle": [...]}, all of one length
+    COCO results  a list of {"image_id": image path, "bbox": [x, y, width, height], "score"}
+    COCO file     its file names are image paths, and its annotations have a score
 """
 
 from __future__ import annotations

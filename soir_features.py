@@ -8,8 +8,8 @@ The file is .pt (as torch.save wrote it) or .npz, and holds one of
     `paths` (a path once per vector), `features` [vectors, dimension] and perhaps `boxes` [vectors, 4]
 
 The score of an image is that of its best object (max-sim); of a query with several vectors, that of the best pair. The
-box of that object is the localization. Equal vectors have equal scores, whatever the library that multiplies matrices:
-each distinct vector is multiplied once. Equal scores are in the order of the gallery in the annotation file.
+box of that object is the localization. Each distinct vector is multiplied only once, so equal vectors get equal scores
+with any library that multiplies matrices. Equal scores are in the order of the gallery in the annotation file.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ from soir_runs import as_boxes
 # would take 10 % longer; of three times the size, 15 % less.
 BLOCK = 32_000_000
 
-# Numbers of vectors that are looked at at a time: 8 MB.
+# How many numbers (vectors x dimension) are processed at a time: 8 MB as float32.
 CHUNK = 2_000_000
 
-# Of up to so many relevant images, each is compared with all others; of more, the similarities are sorted once.
-# Where both take the same time depends on the processor: between 20 (sorting with AVX-512) and 500.
+# Up to this many relevant images are each compared with all images; if there are more, the similarities are sorted
+# once. The number at which both take the same time depends on the processor: 20 (sorting with AVX-512) to 500.
 FEW = 32
 
 
@@ -69,7 +69,7 @@ class Columns(NamedTuple):
 
 
 class Scored(NamedTuple):
-    """The similarities of some queries, which are valid until the next ones come."""
+    """The similarities of some queries. They are valid only until the next block, which reuses the memory."""
 
     numbers: list[int]  # of the queries
     columns: Columns
@@ -81,7 +81,10 @@ class Scored(NamedTuple):
 
 
 def read_features(path: str, annotations: Annotations, findings: Findings) -> Features:
-    """The features of the images of an annotation file; what cannot be used is listed. Raises SoirError."""
+    """Read the features of the images of an annotation file; unusable ones are added to the findings.
+
+    Raises SoirError if the file cannot be read, is in none of the forms, or has a feature for none of the images.
+    """
     content = load_npz(path) if path.lower().endswith(".npz") else load_values(path, arrays=True)
     try:
         if not isinstance(content, dict) or not content:

@@ -1,4 +1,4 @@
-"""Files: open those of strangers, read JSON, write outputs so that they appear whole or not at all.
+"""Files: open untrusted ones, read JSON, write outputs so that they appear whole or not at all.
 
 from soir_files import SoirError, read_json, write_whole
 """
@@ -34,7 +34,10 @@ def open_regular(path: str) -> BinaryIO:
 
 
 def open_descriptor(path: str, flags: int = os.O_RDONLY) -> int:
-    """The same as a file descriptor, to be closed by os.close: half of the time, for the 800,000 files of a run."""
+    """As `open_regular`, but returns a file descriptor, for the caller to close with os.close.
+
+    It takes half of the time, which counts for the 800,000 files of a run.
+    """
     try:
         descriptor = os.open(path, flags | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     except ValueError as error:  # a NUL in the path
@@ -147,10 +150,11 @@ def write_whole(path: str, data: bytes | memoryview) -> None:
 
 @contextmanager
 def whole_file(path: str) -> Iterator[BinaryIO]:
-    """Open a file to write bytes to, so that `path` holds either what it held before or all of it, whatever happens.
+    """Open a file to write bytes to. Whatever happens, `path` then holds either its old content or all of the new one.
 
-    The data goes to a temporary file in the same folder, which then takes the place of `path`. One that a killed run
-    left behind is removed by the next run with the same output. Raises SoirError.
+    The data goes to a temporary file in the same folder, which then takes the place of `path`. A temporary file that a
+    killed run left behind is removed by the next run with the same output.
+    Raises SoirError if the file cannot be written; `path` is then unchanged.
     """
     _check_output(path)
     path = os.path.realpath(path)  # a link stays a link, its target is replaced

@@ -1,4 +1,4 @@
-"""The forms in which people have annotation files: whatever comes is brought into one, the current form.
+"""The forms of annotation files that people have. Every entry is brought into one of them, the current form.
 
     from soir_forms import load_any_form
 
@@ -86,7 +86,7 @@ def load_any_form(
 
 
 def size_finder(base_path: str | None) -> SizeFinder:
-    """How large an image is, from its header.
+    """Make a function that gives the (height, width) of an image from its header; None if it cannot be read.
 
     base_path  the folder that relative paths start at, absolute; None for the current folder
     """
@@ -267,7 +267,8 @@ def read_mask(mask: Any, box: Any, is_query: bool, size: Size | None) -> MaskFor
 
 
 def _tidy(mask: Rle) -> Rle:
-    """A compressed mask as text, and its size as a list: both decode as well, so that is no change worth a word."""
+    """A compressed mask, with counts as text and size as a list. pycocotools decodes bytes and tuples just as well, so
+    this change is not reported."""
     size, counts = mask.get("size"), mask.get("counts")
     if _is_usual_mask(mask) or not isinstance(size, (list, tuple)) or not isinstance(counts, (str, bytes)):
         return mask
@@ -296,7 +297,7 @@ def _read_list(mask: Rle, box: Any, is_query: bool) -> MaskForm:
     if _is_flat_box(box):  # otherwise nothing says how the mask is meant
         mask_box: EntryBox = box_of_runs(runs, size, is_row_major)
         if is_query and mask_box is None and _is_at(box, whole):
-            # A render that shows nothing of the object. What the authors' box says stands for what is seen.
+            # The render shows nothing of the object. The authors gave it the whole image as box, so its mask is that.
             runs, mask_box = np.array([0, size[0] * size[1]]), whole
             changes.append("query-mask-empty")
         elif not _agree(mask_box, box, is_query):

@@ -16,7 +16,7 @@ from PIL import Image
 from soir_files import SoirError, open_descriptor, open_regular, read_bytes
 
 # The file endings that count as images (in any case), and the formats Pillow may take them for. Few formats, since
-# every decoder is a way in for a file made to be trouble.
+# every decoder can have bugs that a malicious file exploits.
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp")
 IMAGE_FORMATS = ("JPEG", "PNG", "BMP")
 
@@ -92,10 +92,10 @@ def image_size(path: str) -> tuple[int, int]:
 
 
 def whole_image_size(path: str) -> tuple[int, int]:
-    """The same of an image that is whole. Raises OSError also if it breaks off.
+    """(height, width) of an image, as `image_size`. Raises OSError also if the image data is cut off.
 
-    A whole JPEG or PNG ends with its end marker. Only where that is missing is the image decoded, since some whole
-    files have other bytes behind it.
+    A whole JPEG or PNG ends with its end marker. An image without the marker at its end is decoded to find out, since
+    some whole files have other bytes after the marker. A BMP has no marker, so it is always decoded.
     """
     descriptor = open_descriptor(path)
     try:

@@ -7,7 +7,7 @@
     INSTRE-M/<number>/013.jpg                       the two objects of S1 with that number
 
 Beside each image lies 013.txt, one line `x y w h` per box, in pixels; in INSTRE-M line 1 is object a, line 2 object b.
-The parts may lie in INSTRE_release/, and copies differ in upper and lower case: names of INSTRE are compared without.
+The parts may lie in INSTRE_release/. Copies differ in upper and lower case, so names are compared without regard to it.
 """
 
 from __future__ import annotations
@@ -149,9 +149,9 @@ KEY = re.compile("instre-(s1|s2|m)/[^/]+/[^/]+")
 
 
 def key_of(name: str) -> str:
-    """What names an image of INSTRE whatever its spelling: lower case, without its ending and the folders above.
+    """A name of an image of INSTRE that is the same in every copy: lower case, without ending and folders above.
 
-    So that neither the split nor a list depends on how a copy writes INSTRE_release/ or .JPG.
+    So neither the choice of queries nor a list depends on how a copy writes INSTRE_release/ or .JPG.
     """
     stem = os.path.splitext(name.lower())[0]
     last_three = "/".join(stem.split("/")[-3:])
@@ -227,7 +227,7 @@ def pair_listed_files(part: Part, listed: Container[str], findings: Findings) ->
 
 
 def box_files(folder: str) -> tuple[dict[str, str], list[str]]:
-    """(stem -> name, other names) of the box files in a folder: of 013.TXT and 013.txt, the first in code order."""
+    """(stem -> name, other names) of the box files in a folder. If 013.TXT and 013.txt are there, 013.TXT is taken."""
     chosen: dict[str, str] = {}
     others = []
     for name in sorted(os.listdir(folder)):
@@ -313,8 +313,8 @@ def read_photographs(
 def usable_boxes(pair: ImageFiles, reading: PhotographReading, is_listed: bool, findings: Findings) -> list[EntryBox]:
     """The boxes that a photograph has; none if it cannot be used.
 
-    is_listed  a list names it: if the image can be read it is used without a box as well, as a whole, which is None
-               for each of its instances
+    is_listed  whether a list names it. A listed image that can be read is used even without a box: it then gets None,
+               the whole image, for each of its instances
     """
     is_kept = is_listed and reading.is_readable
     boxes: list[EntryBox] = list(reading.boxes)
@@ -326,7 +326,7 @@ def usable_boxes(pair: ImageFiles, reading: PhotographReading, is_listed: bool, 
     if reading.is_clipped:
         findings.notice("box that reaches out of its image, clipped", pair.place)
     if pair.folder.part.name == "M" and boxes and (reading.faults or len(boxes) != 2):
-        boxes = []  # which line is whose would be a guess
+        boxes = []  # it would be a guess which line belongs to which object
         if is_kept:
             findings.notice("listed image of INSTRE-M without two boxes, as a whole", pair.place)
         else:

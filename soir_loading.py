@@ -2,12 +2,12 @@
 
     from soir_loading import load_values, save_values
 
-The promise: nothing in a file is run; no file crashes the script, or takes more memory than some twenty times its size
-and 2 GB. How long a file may take is not promised, but Ctrl-C and SIGTERM always work, and leave no process behind.
+The promise: nothing in a file is executed; no file crashes the script, or takes more memory than about 20 times its
+size plus 2 GB. How long a file may take is not promised, but Ctrl-C and SIGTERM always work, and leave no process.
 
 A file is loaded in one of two ways. A scan of its pickle tells which:
-- It holds nothing but plain values, as what our scripts write and most of what `torch.save` does: Python's unpickler.
-- Anything else (tensors, NumPy values, defaultdicts, nested tuples): torch, see soir_torch_archives.py.
+- A pickle of plain values only, such as our scripts write, is loaded by Python's unpickler.
+- Any other (tensors, NumPy values, defaultdicts, nested tuples) is loaded by torch, see soir_torch_archives.py.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from soir_torch_archives import MEMORY_BASE, MEMORY_FACTOR, load_with_torch, rea
 def load_values(path: str, arrays: bool = False) -> Any:
     """Load what torch saved: dicts, lists, tuples, str, bytes, int, float, bool and None.
 
-    NumPy numbers and texts become Python's, dicts of other kinds become dict. A tuple that holds more than such single
-    values becomes a list, since the hash of nested tuples can take forever.
+    NumPy numbers and texts become Python's, dicts of other kinds become dict. A tuple that holds containers becomes a
+    list, since the hash of nested tuples can take forever.
     arrays  False: NumPy arrays become lists, and tensors are refused
             True: NumPy arrays stay arrays, and tensors become arrays, those of bfloat16 as float32. An array may claim
             to be far larger than its file, if it is a view that repeats its numbers
@@ -113,7 +113,8 @@ _MAX_LONG = 1000
 
 def _is_plain(data: bytes) -> bool:
     """Whether a pickle is safe for Python's unpickler and holds plain values only. Reads it, and builds nothing."""
-    # A byte can be an empty list or dict. These are so many bytes of memory at most, with the memory of one item.
+    # One byte of a pickle can make an empty container. A dict takes at most 240 bytes of memory, a list or a tuple 120,
+    # each with one item in it.
     containers = 240 * data.count(b"}") + 120 * (data.count(b"]") + data.count(b"("))
     if containers > MEMORY_FACTOR * len(data) + MEMORY_BASE:
         return False

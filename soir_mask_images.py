@@ -18,14 +18,14 @@ from soir_common import Rle
 from soir_images import read_image
 from soir_masks import MaskBox, encode_mask
 
-# In a JPEG, darker than this is background with ringing around the contour, and brighter than 255 - this is object:
-# down to quality 90 there is nothing between them.
+# In a JPEG mask, values up to this are background and values from 255 - this up are object; they differ from 0 and 255
+# by the ringing around the contour. At JPEG qualities down to 90 there are no values in between.
 RINGING = 24
 
 # An image of more levels than this, beyond black, is no label map.
 MAX_LABELS = 16
 
-# So many pixels of another level than the brightest are no accident.
+# More pixels than this that are neither background nor object, and not on the contour, are no accident.
 MANY = 16
 
 # A contour is a fringe of pixels of which each is near the background and near the object: at most this far, in pixels.
@@ -43,10 +43,11 @@ class ImageMask(NamedTuple):
 def read_mask(path: str) -> ImageMask:
     """Read a mask image.
 
-    JPEG masks are 255 times the mask, with ringing around every contour, so there half of 255 separates object and
-    background. Masks in lossless formats may be 0/1, 0/255 or 0/65535: there it is half of the largest value.
-    Raises OSError if the file is no image that can be read; ValueError, whose text is the reason, for a mask that does
-    not say which pixels are the object.
+    A JPEG mask holds 0 and 255, with ringing around every contour: a pixel above 127 is the object. A mask in a
+    lossless format may hold 0/1, 0/255 or 0/65535: a pixel above half of the largest value is the object. So it is in a
+    soft JPEG mask too.
+    Raises OSError if the file is no image that can be read. Raises ValueError, with the reason as its text, for a mask
+    with several labels, or of far too many runs.
     """
     image = read_image(path, luminance=True)
     # Only the rectangle that is not black is looked at; that is most of the speed.

@@ -1,4 +1,4 @@
-"""COCO RLE: from pixels, run lengths and polygons; to boxes and pixels; valid or not.
+"""COCO RLE: make it from pixels, run lengths or polygons; read pixels and boxes from it; check that it is valid.
 
     from soir_masks import decode_mask, encode_mask
 
@@ -20,8 +20,8 @@ from soir_images import is_image_size
 
 MaskBox = Tuple[int, int, int, int]  # (x1, y1, x2, y2), half-open
 
-# No compressed mask may be longer, in characters. A checkerboard of full HD takes 2 million, a real mask of that size a
-# few thousand; to decode one takes a hundred times its length.
+# The longest compressed mask that is read, in characters. A checkerboard of full HD has 2 million, a real mask of that
+# size a few thousand. Decoding takes about 100 bytes of memory per character.
 MAX_COUNTS = 4_000_000
 
 # How long the outlines of an object's polygons may be, in height + width of the image: pycocotools walks them in steps
@@ -126,7 +126,12 @@ def read_segmentation(segmentation: Any, size: tuple[int, int]) -> tuple[Rle, Ma
 
 
 def draw_polygons(polygons: list[Any], size: tuple[int, int]) -> Rle:
-    """COCO polygons -> compressed RLE of their union, as pycocotools draws them. Raises ValueError."""
+    """COCO polygons -> compressed RLE of their union, as pycocotools draws them.
+
+    polygons  [[x1, y1, x2, y2, x3, y3, ...], ...] in pixels
+    size      (height, width) of the image
+    Raises ValueError if there are none, or one is not a list of numbers like that, or is far larger than the image.
+    """
     height, width = size
     if not polygons:
         raise ValueError("no segmentation")
@@ -341,7 +346,7 @@ def _boxes_of_runs(runs: np.ndarray, owner: np.ndarray, foreground: np.ndarray, 
 def mask_faults(reading: MaskReading, box: EntryBox, is_query: bool) -> Iterator[tuple[str, str]]:
     """Yield (check, detail) for what is wrong with the mask of an object, or with its box beside the mask.
 
-    All of it is an error but "gallery-box-loose": a box of all of an object that is half hidden may well be large.
+    All of them are errors, except "gallery-box-loose": the amodal box of an occluded object may well be large.
     """
     if reading.fault:
         yield reading.fault, reading.detail

@@ -1,4 +1,4 @@
-"""Metrics of a retrieval run, of all queries at once, and what may be said of a difference between two runs.
+"""Metrics of a retrieval run, for all queries at once, and the statistics of a difference between two runs.
 
     from soir_metrics import score_hits, mean_interval, compare_means
 

@@ -140,7 +140,7 @@ def _surroundings(box: Box, size: tuple[int, int]) -> tuple[int, int, int, int]:
     half = max(x2 - x1, (y2 - y1) * TILE_WIDTH / TILE_HEIGHT, 2) * 0.8
     centre = (x1 + x2) / 2, (y1 + y2) / 2
     around = (centre[0] - half, centre[1] - half * 0.75, centre[0] + half, centre[1] + half * 0.75)
-    # A part that reaches far out of the photograph would be large, however small that is.
+    # Clipped to the photograph: around a box that reaches far out of it, the part would be huge.
     left, top, right, bottom = (min(max(round(v), 0), limit) for v, limit in zip(around, size * 2))
     if left >= right or top >= bottom:  # the box lies outside
         return 0, 0, size[0], size[1]

@@ -62,7 +62,7 @@ def draw_instances(
     entries: Annotations, sizes: dict[str, Size], base_path: str | None, choice: Choice
 ) -> list[Image.Image]:
     """Pages with one row per instance: queries with mask and box, then gallery images that show the instance, each
-    with a zoom. None if no instance has both.
+    with a zoom. An empty list if no instance has both a query and a gallery image.
 
     sizes  (height, width) of the images, as far as they are known
     Raises SoirError if no image can be read.

@@ -65,7 +65,7 @@ class Hits(NamedTuple):
 
     queries: np.ndarray  # int64 [H], ascending: numbers of queries
     ranks: np.ndarray  # int64 [H], from 1
-    ious: np.ndarray  # float64 [H]: of the run's box, with the best of the instance there; NaN where no metric needs it
+    ious: np.ndarray  # float64 [H]: best IoU of the run's box with a true one; NaN without boxes or where unused
     boxed: np.ndarray  # bool [queries]: whether the run gave boxes for it
 
 
@@ -80,8 +80,8 @@ class Truth(NamedTuple):
 def make_task(annotations: Annotations, others: Iterable[str] = (), find_size: SizeFinder = lambda path: None) -> Task:
     """The task of an annotation file without faults.
 
-    others     paths that the file has besides
-    find_size  says how large an image is
+    others     the other paths of the file, which --set and --split leave out
+    find_size  image path -> (height, width), or None
     """
     queries = [path for path, entry in annotations.items() if entry["is_query"]]
     gallery = [path for path, entry in annotations.items() if not entry["is_query"]]
@@ -165,7 +165,7 @@ def box_matters(ranks: np.ndarray, counts: np.ndarray) -> np.ndarray:
 
 
 def gather_hits(task: Task, found: Iterable[Found]) -> Hits:
-    """Put together what was found for each query, and compare its boxes with the true ones."""
+    """Join the relevant images found for each query, and compute the IoU of the run's boxes with the true ones."""
     queries, ranks, ious = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)], [np.zeros(0)]
     boxed = np.zeros(len(task.queries), dtype=bool)
     truth = None

@@ -1,17 +1,17 @@
-"""Runs: read the rankings of a retrieval run, in every form that people have, into one.
+"""Runs: read the rankings of a retrieval run from files of several forms.
 
     from soir_runs import read_run
 
     rankings    JSON or .pt: query path -> gallery paths, best first; an item may be [path, score], [path, score, box].
-                Also below "knns", as the paper's code saves them, for all queries or in each
+                Also under the key "knns", of the file or of each query, as the paper's code saves them
     run dict    JSON or .pt: query path -> {gallery path: score} (ranx, pytrec_eval, BEIR); by score, falling
     TREC        text: lines `query Q0 path rank score tag`; by score, as trec_eval does; white space percent-encoded
     matrices    .npz or .pt: `queries` and `gallery` (paths), `indices` int [Q, K] into the gallery, best first, -1
                 where fewer were found (faiss); perhaps `scores` [Q, K], `boxes` [Q, K, 4]
     similarity  .npz or .pt: `queries`, `gallery`, `similarities` [Q, gallery], as the paper's code saves them
 
-Scores fall or rise (distances). Where a list has an order of its own, they only tell which of its items are tied. Equal
-scores are put in the order of the gallery in the annotation file. An image that is listed once per object keeps its
+Scores fall, or rise as distances do. In a list, the order of the list counts, and equal scores are ties. Ties are put
+in the order of the gallery in the annotation file. An image that is listed several times, once per object, keeps its
 first place.
 """
 
@@ -38,7 +38,8 @@ FORMS = (
     "lines `query Q0 path rank score tag` of TREC; or queries, gallery and indices (or similarities) in .npz or .pt"
 )
 
-# What a path that is not in the gallery is, as a position; and what one of another set, or junk, is.
+# In place of a position in the gallery: UNKNOWN for a path that is no gallery image, OTHER for a path that --set or
+# --split leaves out.
 UNKNOWN, OTHER = -1, -2
 
 # Reasons, as they are listed.
@@ -51,7 +52,7 @@ ODD_ORDER = "query whose scores neither fall nor rise, taken in the order of its
 class Listed(NamedTuple):
     """What a file lists for a query: columns of one length, of which nothing has been checked."""
 
-    paths: Sequence[str | None]  # None: no text. To hash anything else can take forever
+    paths: Sequence[str | None]  # None for what is no text: hashing an untrusted value can take forever
     scores: Any = None  # a list or an array; None: there are none
     boxes: Any = None
     is_ordered: bool = True  # best first; else by score, falling
@@ -106,7 +107,7 @@ def _allowed_positions(task: Task, kind: int) -> np.ndarray:
 
 
 def open_run(path: str) -> RunFile:
-    """Find out the form of a file. Raises SoirError if it has none of them."""
+    """Read a file of any form. Raises SoirError if the file cannot be read, or has none of the forms."""
     if path.lower().endswith(".npz"):
         content: Any = load_npz(path)
     elif path.lower().endswith((".pt", ".pth")):
@@ -179,7 +180,7 @@ def _row_of(item: Any) -> tuple[Any, Any, Any]:
 
 
 def open_matrices(path: str, content: dict[str, Any]) -> RunFile:
-    """A run in matrices. Raises SoirError if they do not go together."""
+    """A run in matrices. Raises SoirError if their shapes or values do not fit, or a query is there twice."""
     name = "indices" if "indices" in content else "similarities"
     limit = MAX_RATIO * os.path.getsize(path)
     try:
@@ -231,7 +232,7 @@ def _matrix(content: dict[str, Any], name: str, dimensions: int, limit: int) -> 
 
 
 def _is_sorted(similarities: np.ndarray) -> bool:
-    """Whether all rows fall, as those of a search do; by chance, those of one query and three images may."""
+    """Whether all rows fall, as in the result of a search. False for tiny matrices, whose rows may fall by chance."""
     is_large = similarities.shape[0] > 1 and similarities.shape[1] > 3
     return is_large and bool((similarities[:, 1:] <= similarities[:, :-1]).all())
 
@@ -240,7 +241,10 @@ def _is_sorted(similarities: np.ndarray) -> bool:
 
 
 def read_trec(path: str) -> dict[str, dict[str, float]]:
-    """Read a TREC run: query -> {path: score}. Raises SoirError."""
+    """Read a TREC run: query -> {path: score}; a path that is listed several times keeps its best score.
+
+    Raises SoirError if the file cannot be read, or a line is not `query Q0 path rank score tag`.
+    """
     run: dict[str, dict[str, float]] = {}
     try:
         with open_regular(path) as file:
@@ -308,10 +312,10 @@ def trec_qrels(task: Task) -> Iterator[bytes]:
 def read_ranking(
     query: str, listed: Listed, numbers: dict[str | None, int], allowed: np.ndarray, findings: Findings
 ) -> Ranking:
-    """Check what is listed for a query, take out what it does not compete over, and put ties in gallery order.
+    """Check what is listed for a query, take out images that the query does not compete over, and order ties.
 
     numbers  path -> position in the gallery, or OTHER
-    allowed  bool [gallery + 2], by position
+    allowed  bool [gallery + 2], by position: whether an image stays in the ranking, see `_allowed_positions`
     """
     positions = look_up(listed.paths, numbers)
     scores = None if listed.scores is None else as_scores(listed.scores)

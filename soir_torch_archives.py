@@ -23,11 +23,11 @@ import numpy as np
 
 from soir_files import no_garbage_collection, open_regular
 
-# The memory that loading a file may take, in bytes: so much for each byte of the file, and so much in any case.
+# The memory that loading a file may take, in bytes: MEMORY_FACTOR for each byte of the file, plus MEMORY_BASE.
 MEMORY_FACTOR, MEMORY_BASE = 20, 2 * 10**9
 
 # The processor time that the child may take once it has imported torch, in seconds: for each byte, and in any case.
-# torch takes about 1 us a byte. What takes longer is stuck: the hash of a tuple of tuples can take until doomsday.
+# torch takes about 1 us per byte. A file that takes far longer is stuck: the hash of nested tuples can take forever.
 SECONDS_FACTOR, SECONDS_BASE = 1e-5, 5
 
 
@@ -75,8 +75,8 @@ def load_with_torch(path: str, arrays: bool) -> Any:
 
 
 class _Dtype:
-    """Stands for numpy.dtype in torch.load. NumPy's own believes what a file says of its fields: then it reads outside
-    of the array."""
+    """Stands for numpy.dtype in torch.load. NumPy's own trusts what a file says of its fields, and may then read
+    outside of the array."""
 
     def __init__(self, code: str, *_: Any) -> None:
         if not re.fullmatch("[iuf][1248]|c8|c16|b1|U[0-9]{1,5}", code):
@@ -123,7 +123,7 @@ _SINGLE = {str, bytes, int, float, bool, type(None)}
 
 
 def _load(path: str, arrays: bool) -> Any:
-    """Load a file that a child has loaded, or in the child."""
+    """Load a file with torch. The child process calls this first; the parent calls it once the child has succeeded."""
     import torch
 
     with open_regular(path) as file, warnings.catch_warnings(), no_garbage_collection():
@@ -139,7 +139,8 @@ def _load(path: str, arrays: bool) -> Any:
             finally:
                 torch.serialization.add_safe_globals(known)
         else:
-            # These would run an archive of TorchScript, and may see other files in an archive than zipfile does.
+            # torch before 2.6 would run an archive of TorchScript. Its reader may see other files in an archive than
+            # zipfile does, so torch's own reader is asked.
             if "constants.pkl" in torch._C.PyTorchFileReader(file).get_all_records():
                 raise ValueError("it holds a program")
             file.seek(0)

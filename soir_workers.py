@@ -37,7 +37,7 @@ WINDOW = 1000
 def map_ordered(
     function: Callable[[Item], Result], items: Sequence[Item], workers: int, title: str
 ) -> Iterator[Iterator[Result]]:
-    """Like map(), in `workers` processes that start at once, with a progress bar; 1 works without any process.
+    """Like map(), in `workers` processes that start at once, with a progress bar. With 1, no process is started.
 
     function  at the top level of a module; takes and returns what can be pickled
     items     what can be pickled too; results come in the order of the items
@@ -49,8 +49,8 @@ def map_ordered(
         if workers <= 1:
             yield _one_by_one(([function(item)] for item in items), progress)
             return
-        # Set to 1, it makes the workers drop what they still have. They are not killed: one that is killed while it
-        # writes leaves a queue that everybody waits at.
+        # Once this is 1, the workers drop the items that they still have. They are not killed: a worker that is killed
+        # while it writes leaves the queue locked, and all others wait forever.
         stop = multiprocessing.RawValue("b", 0)
         pool = ProcessPoolExecutor(workers, initializer=_start_worker, initargs=(stop, os.getpid()))
         waiting: deque[Future[list[Result]]] = deque()
@@ -105,7 +105,8 @@ def _one_by_one(batches: Iterator[list[Result]], progress: Any) -> Iterator[Resu
 
 @contextmanager
 def _signals_later() -> Iterator[None]:
-    """Let Ctrl-C and SIGTERM wait: Python forgets what is raised while it forks, and a young worker would complain."""
+    """Delay Ctrl-C and SIGTERM while workers start. Python loses an exception that is raised while it forks, and a new
+    worker would print a traceback."""
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return

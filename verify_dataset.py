@@ -95,7 +95,7 @@ CHECKS = {
     "set-one-sided": ("warning", "the set has queries only, or gallery images only"),
 }
 
-# Issues that are listed, some 600 MB of them; all are counted. A hostile file can have billions.
+# The most issues that are kept to be listed; they take about 600 MB. All are counted. A hostile file can have billions.
 MAX_ISSUES = 1_000_000
 
 
@@ -189,7 +189,7 @@ def check_masks(entries: Annotations, sample: int | None, findings: Findings) ->
             h, w = reading.size
             findings.add("mask-size", item.path, f"{w} x {h} and {size[1]} x {size[0]}")
             sizes[item.path] = None
-        if reading.box is None or reading.box != item.box:  # nothing is wrong with most masks, and this is fast
+        if reading.box is None or reading.box != item.box:  # equal boxes need no further check, and most are equal
             for check, detail in mask_faults(reading, item.box, item.is_query):
                 findings.add(check, item.path, detail)
     return {path: size for path, size in sizes.items() if size is not None}
@@ -226,7 +226,7 @@ def check_paths(
 def path_exists(path: str) -> bool:
     try:
         return os.path.lexists(path)
-    except ValueError:  # a NUL, or half of a character, up to Python 3.7
+    except ValueError:  # a NUL or a lone surrogate in the path, up to Python 3.7
         return False
 
 
@@ -315,9 +315,9 @@ def parse_args() -> argparse.Namespace:
         "0 fine, 1 the file has errors (with --strict: or warnings), 2 it could not be checked",
     )
     add = add_input_options(parser)
-    text = "objects that a detector found: captions.pt of the paper's code, or COCO results, a .json of image paths"
+    text = "objects that a detector found: captions.pt of the paper's code, or COCO results (.json) by image path"
     add("--detections", metavar="FILE", help=text)
-    add("--min-score", type=score, default=0.2, metavar="S", help="score from which a detection counts (default: 0.2)")
+    add("--min-score", type=score, default=0.2, metavar="S", help="lowest score of a detection to count (default: 0.2)")
     add = parser.add_argument_group("checks").add_argument
     add("--skip-paths", action="store_true", help="do not look for the images")
     add("--sample-masks", type=positive, metavar="N", help="check N masks only, for a quick look")
@@ -325,9 +325,9 @@ def parse_args() -> argparse.Namespace:
     add = parser.add_argument_group("output").add_argument
     text = "print every issue, and write a JSON report beside the annotation file: anns_verification.json of anns.pt"
     add("--verbose", action="store_true", help=text)
-    add("--report", metavar="FILE", help="write the JSON report there")
+    add("--report", metavar="FILE", help="write the JSON report to FILE")
     add = parser.add_argument_group("preview").add_argument
-    text = "draw queries and gallery images with masks and boxes; of more than 40 lines FILE-1.png, FILE-2.png, ..."
+    text = "draw queries and gallery images with masks and boxes; over 40 lines as FILE-1.png, FILE-2.png, ..."
     add("--preview", type=png_name, metavar="FILE.png", help=text)
     add("--preview-count", type=positive, metavar="N", help="instances of each set (default: 3)")
     add("--set", metavar="NAME", help="this set only, in upper or lower case")
