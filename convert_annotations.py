@@ -20,6 +20,7 @@ from soir_console import (
     Findings,
     add_input_options,
     exit_status,
+    instance_id,
     make_parser,
     positive,
     print_findings,
@@ -337,11 +338,11 @@ def print_summary(annotations: Annotations) -> None:
     print_table(rows)
 
 
-def instance_id(text: str) -> int:
-    """A type for argparse: an instance id."""
-    if not text.isascii() or not text.isdigit() or len(text) > 19:
-        raise argparse.ArgumentTypeError(f"expected an instance id, a number from 0 up, found {text}")
-    return int(text)
+def json_name(text: str) -> str:
+    """A type for argparse: the name of a COCO file."""
+    if not text.lower().endswith(".json"):
+        raise argparse.ArgumentTypeError(f"expected a name that ends in .json, found {text}")
+    return text
 
 
 def parse_args() -> argparse.Namespace:
@@ -359,7 +360,7 @@ def parse_args() -> argparse.Namespace:
     add = parser.add_argument_group("output").add_argument
     add("--output-file", metavar="FILE", help="annotation file to write")
     text = "COCO file to write: every image, its boxes and masks, and one category per instance (OWID/5)"
-    add("--coco", metavar="FILE.json", help=text)
+    add("--coco", type=json_name, metavar="FILE.json", help=text)
     text = "replace the folder that image paths start with; an empty OLD stands for every relative path"
     add("--replace-prefix", nargs=2, metavar=("OLD", "NEW"), help=text)
     add = parser.add_argument_group("run").add_argument

@@ -29,6 +29,7 @@ import time
 from typing import Any, Callable, Iterator, NamedTuple
 
 from soir_coco import (
+    Coco,
     Doubts,
     GalleryImage,
     GalleryObject,
@@ -111,7 +112,7 @@ def parse_owid(folder: str, prefix: str, options: Options, findings: Findings) -
     findings  what is left out, or odd, is added to it
     Raises SoirError if a file of the layout is missing or cannot be read, or if most annotations contradict themselves.
     """
-    instances = find_instances(os.path.join(folder, "P1"), f"{prefix}/P1", options.max_instances, findings)
+    instances = find_instances(os.path.join(folder, "P1"), tidy_path(prefix, "P1"), options.max_instances, findings)
     queries = pair_queries(instances, findings)
     with map_ordered(read_query, queries, options.workers, "OWID queries") as readings:
         # The workers read masks while the JSON is parsed here.
@@ -119,10 +120,12 @@ def parse_owid(folder: str, prefix: str, options: Options, findings: Findings) -
         val = read_coco(os.path.join(folder, "P2", "val_annotations.json"))
         # Both files count ids from 0, so each is joined by itself; val comes last, since an image that shows a val
         # instance is a val image.
-        images = join_images({"train": train, "val": val}, f"{prefix}/P2", findings)
-        val_instances = {a.category_id for a in val.annotations if is_id(a.category_id)}
+        images = join_images({"train": train, "val": val}, tidy_path(prefix, "P2"), findings)
+        train_instances, val_instances = annotated_instances(train), annotated_instances(val)
+        for instance in sorted(train_instances & val_instances):
+            findings.notice("instance of both splits, its queries are of val", f"{prefix}: instance {instance}")
         del train, val
-        for query, mask, box in usable_queries(queries, readings, findings):
+        for query, mask, box in usable_queries(queries, readings, folder, options, findings):
             split = "val" if query.instance.number in val_instances else "train"
             yield query.path, query_entry(box, mask, query.instance.number, "OWID", split)
 
@@ -139,13 +142,13 @@ def parse_owid(folder: str, prefix: str, options: Options, findings: Findings) -
 def parse_robotools(folder: str, prefix: str, options: Options, findings: Findings) -> Iterator[tuple[str, Entry]]:
     """Yield (image path, entry) for RoboTools, or for a test set in its layout; see `parse_owid`."""
     instances = find_instances(
-        os.path.join(folder, "test_video"), f"{prefix}/test_video", options.max_instances, findings
+        os.path.join(folder, "test_video"), tidy_path(prefix, "test_video"), options.max_instances, findings
     )
     queries = pair_queries(instances, findings)
     with map_ordered(read_query, queries, options.workers, "RoboTools queries") as readings:
         test = read_coco(os.path.join(folder, "test", "scene_gt_coco_all.json"))
-        images = join_images({"test": test}, f"{prefix}/test", findings)
-        for query, mask, box in usable_queries(queries, readings, findings):
+        images = join_images({"test": test}, tidy_path(prefix, "test"), findings)
+        for query, mask, box in usable_queries(queries, readings, folder, options, findings):
             yield query.path, query_entry(box, mask, query.instance.number, "RoboTools", "test")
 
     wanted = {instance.number for instance in instances} if options.max_instances else None
@@ -156,6 +159,10 @@ def parse_robotools(folder: str, prefix: str, options: Options, findings: Findin
             boxes, _, ids, _ = columns(objects)
             yield image.path, gallery_entry(boxes, [], ids, "RoboTools", "test")
     stop_if_misread(doubts, f"{folder}/test")
+
+
+def annotated_instances(coco: Coco) -> set[int]:
+    return {annotation.category_id for annotation in coco.annotations if is_id(annotation.category_id)}
 
 
 def columns(objects: list[GalleryObject]) -> tuple[list[Any], ...]:
@@ -244,18 +251,33 @@ def read_query(query: Query) -> QueryReading:
 
 
 def usable_queries(
-    queries: list[Query], readings: Iterator[QueryReading], findings: Findings
+    queries: list[Query], readings: Iterator[QueryReading], folder: str, options: Options, findings: Findings
 ) -> Iterator[tuple[Query, Rle, Box]]:
-    """Yield the queries that can be used, each with its mask and the box of that."""
+    """Yield the queries that can be used, each with its mask and the box of that.
+
+    Raises SoirError if most masks reach all four sides of their image: these are inverted.
+    """
+    usable = filling = 0
     for query, reading in zip(queries, readings):
         if reading.mask is None or reading.box is None:
             findings.skip(str(reading.fault), query.path, reading.detail)
             continue
         if reading.is_soft:
             findings.notice("query whose mask is soft, cut at half of its largest value", query.path)
+        usable += 1
+        height, width = reading.mask["size"]
+        if reading.box == (0, 0, width, height):
+            filling += 1
+            findings.notice("query whose mask reaches all four sides of its image", query.path)
         # A new dict with the key objects of this process. Keys from a worker are other objects, which pickle would
         # write out again, so the bytes of the file would depend on --workers.
         yield query, {"size": reading.mask["size"], "counts": reading.mask["counts"]}, reading.box
+    if filling > usable / 2 and not options.keep_contradictions:
+        raise SoirError(
+            f"{filling:,} of the {usable:,} masks of the queries of {folder} reach all four sides of their image: "
+            "it looks as if they are inverted, the object black on white. Mend them, or keep them with "
+            "--keep-contradictions"
+        )
 
 
 # ------------------------------------------------------------------------------------------------------------- gallery
@@ -325,7 +347,7 @@ def parse_args() -> argparse.Namespace:
     add("--skip-owid", action="store_true", help="leave the synthetic set out")
     add("--skip-robotools", action="store_true", help="leave the real set out")
     add("--max-categories", type=positive, metavar="N", help="only the first N instances of each set, for a quick try")
-    text = "keep annotations whose mask reaches out of their box, and count them as noticed"
+    text = "keep annotations whose mask reaches out of their box, and masks that look inverted; count them as noticed"
     add("--keep-contradictions", action="store_true", help=text)
     add = add_creation_options(parser)
     add("--output-file", default="anns.pt", metavar="FILE", help="annotation file to write (default: anns.pt)")

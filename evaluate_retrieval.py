@@ -31,6 +31,7 @@ from soir_console import (
     Findings,
     add_input_options,
     exit_status,
+    instance_id,
     make_parser,
     png_name,
     positive,
@@ -463,7 +464,9 @@ def parse_args() -> argparse.Namespace:
     text = "draw queries with what was retrieved: right in green, wrong in red, boxes of the run dashed in yellow"
     add("--preview", type=png_name, metavar="FILE.png", help=text)
     add("--worst", type=positive, metavar="K", help="the K queries of lowest AP (default: 5)")
-    add("--instances", type=int, nargs="+", metavar="ID", help="the queries of these instances, the worst first")
+    add(
+        "--instances", type=instance_id, nargs="+", metavar="ID", help="the queries of these instances, the worst first"
+    )
     args = parser.parse_args()
     if not args.runs:
         parser.error("one of the arguments --rankings --features is required")

@@ -85,7 +85,9 @@ def read_coco(path: str) -> Coco:
     """
 
     def shrink(record: dict[str, Any]) -> Any:
-        if "counts" in record and "image_id" not in record:
+        if "annotations" in record:  # the file as a whole
+            return record
+        if "counts" in record and "category_id" not in record and "file_name" not in record:
             try:
                 return compress_rle(record)
             except ValueError as error:
@@ -113,6 +115,7 @@ def join_images(files: dict[str, Coco], prefix: str, findings: Findings) -> list
     Raises SoirError if all images of a split stand in another one too.
     """
     images: dict[str, GalleryImage] = {}
+    contradicted: set[str] = set()
     for split, coco in files.items():
         names: dict[int, str] = {}  # by image id
         earlier = set(images)
@@ -127,6 +130,8 @@ def join_images(files: dict[str, Coco], prefix: str, findings: Findings) -> list
                 name = names[record["id"]] = posixpath.normpath(str(name))
                 annotations = images[name].annotations if name in images else []
                 size: Any = (record.get("height"), record.get("width"))
+                if name in images and images[name].size != size:
+                    contradicted.add(name)
                 images[name] = GalleryImage(f"{prefix}/{name}", name, split, size, annotations)
         for annotation in coco.annotations:
             number = annotation.image_id
@@ -143,6 +148,8 @@ def join_images(files: dict[str, Coco], prefix: str, findings: Findings) -> list
             )
         for name in sorted(again, key=natural_key):
             findings.notice(f"image of several splits, taken as a {split} image", images[name].path)
+    for name in sorted(contradicted, key=natural_key):
+        findings.skip("image whose records differ in size", images.pop(name).path)
     return [images[name] for name in sorted(images, key=natural_key)]
 
 
@@ -232,6 +239,8 @@ def usable_objects(
             findings.notice("annotation that says ignore, kept", image.path)
         num_ins = annotation.num_ins
         if not is_id(num_ins) or not num_ins:
+            if num_ins is not None:
+                findings.notice("annotation whose num_ins is no positive integer, counted anew", image.path)
             num_ins = len(image.annotations)
         objects[instance, box] = GalleryObject(instance, box, mask, num_ins)
     return list(objects.values())

@@ -91,6 +91,14 @@ sys.excepthook = _end_while_importing
 class _Parser(argparse.ArgumentParser):
     """Tells for a mistyped option which one may have been meant."""
 
+    def parse_args(self, *args: Any, **kwargs: Any) -> Any:
+        """As argparse's, but the name of a file or folder may not be empty: it is a variable that nobody has set."""
+        parsed = super().parse_args(*args, **kwargs)
+        for action in self._actions:
+            if str(action.metavar).startswith(("FILE", "DIR", "ANN_FILE")) and getattr(parsed, action.dest, None) == "":
+                self.error(f"{'/'.join(action.option_strings) or action.metavar} is empty: name a file or folder")
+        return parsed
+
     def error(self, message: str) -> NoReturn:
         match = re.match(r"unrecognized arguments: (--[^\s=]+)", message)
         options = [option for action in self._actions for option in action.option_strings]
@@ -108,12 +116,30 @@ def make_parser(description: str, statuses: str) -> argparse.ArgumentParser:
     return parser
 
 
+class _Once(argparse.Action):
+    """Stores a value that two arguments may give, but not two different ones."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        if getattr(namespace, f"{self.dest}_given", values) != values:
+            parser.error(f"two annotation files are given, {getattr(namespace, self.dest)} and {values}")
+        setattr(namespace, self.dest, values)
+        setattr(namespace, f"{self.dest}_given", values)
+
+
+def instance_id(text: str) -> int:
+    """A type for argparse: an instance id."""
+    if not re.fullmatch("[0-9]{1,19}", text):
+        raise argparse.ArgumentTypeError(f"expected an instance id, a number from 0 up, found {text}")
+    return int(text)
+
+
 def add_input_options(parser: argparse.ArgumentParser) -> Callable[..., Any]:
     """The group "input" of the scripts that read an annotation file. Returns what adds an option to it."""
     add = parser.add_argument_group("input").add_argument
     text = "annotation file, of any form (default: anns.pt)"
-    add("ann_file", nargs="?", default=argparse.SUPPRESS, metavar="ANN_FILE", help=text)
-    add("--ann-file", dest="ann_file", default="anns.pt", metavar="FILE", help="the same as ANN_FILE")
+    once: dict[str, Any] = {"action": _Once, "dest": "ann_file"}
+    add(nargs="?", default=argparse.SUPPRESS, metavar="ANN_FILE", help=text, **once)
+    add("--ann-file", default="anns.pt", metavar="FILE", help="the same as ANN_FILE", **once)
     add("--base-path", metavar="DIR", help="folder that relative image paths start at (default: the current folder)")
     return add
 
@@ -148,7 +174,7 @@ def usable_cpus() -> int:
 def positive(text: str) -> int:
     """A type for argparse: a count from 1 to 999,999."""
     if not re.fullmatch("[0-9]{1,6}", text) or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"expected a number from 1 up, found {text}")
+        raise argparse.ArgumentTypeError(f"expected a number from 1 to 999,999, found {text}")
     return int(text)
 
 

@@ -27,7 +27,7 @@ from soir_common import Annotations, shorten
 from soir_files import SoirError
 from soir_loading import load_values
 from soir_protocol import Found, Ranking, Task, box_matters
-from soir_runs import as_boxes
+from soir_runs import ODD_BOX, as_boxes
 
 # Similarities that are held at a time, 128 MB: of 580 queries to 55,000 images. In blocks of half the size, the product
 # would take 10 % longer; of three times the size, 15 % less.
@@ -98,7 +98,7 @@ def read_features(path: str, annotations: Annotations, findings: Findings) -> Fe
         raise SoirError(f"{path} holds no features: {error}") from error
     if not features.rows:
         raise _of_no_image(path, list(content.get("paths", content))[:1], annotations)
-    return without_unusable(features, annotations, findings)
+    return without_unusable(without_odd_boxes(features, findings), annotations, findings)
 
 
 def read_index(content: dict[str, Any], annotations: Annotations, limit: int) -> Features:
@@ -113,6 +113,8 @@ def read_index(content: dict[str, Any], annotations: Annotations, limit: int) ->
         if boxes is None or boxes.shape != (len(paths), 4):
             raise ValueError("expected a box (x1, y1, x2, y2) for each vector in `boxes`")
         boxes = as_boxes(boxes)
+    if vectors.shape[1] == 1:
+        raise ValueError("its vectors have one number each: expected a matrix [vectors, dimension]")
     rows: dict[str, list[int]] = {}
     for row, name in enumerate(paths):
         if name in annotations:
@@ -134,9 +136,13 @@ def read_images(
         if name in annotations:
             images[name] = objects
     dimensions = Counter(objects.vectors.shape[1] for objects in images.values() if objects and len(objects.vectors))
+    if not dimensions and images:
+        raise ValueError("expected for each image a vector of numbers, a matrix of them, or `vectors` and `boxes`")
     if not dimensions:
         raise _of_no_image(path, [example], annotations)
     dimension = dimensions.most_common(1)[0][0]
+    if dimension == 1:
+        raise ValueError("its vectors have one number each: expected a vector, or a matrix [objects, dimension]")
     for name, objects in images.items():
         kind, outcome = _kind_of(name, annotations)
         if objects and not len(objects.vectors):  # nothing was detected there, which is no fault of the file
@@ -210,6 +216,19 @@ def lengths_of(vectors: np.ndarray) -> np.ndarray:
 def as_float32(vectors: np.ndarray) -> np.ndarray:
     with np.errstate(over="ignore", invalid="ignore"):  # what is beyond float32 becomes infinite, which is reported
         return vectors.astype(np.float32, copy=False)
+
+
+def without_odd_boxes(features: Features, findings: Findings) -> Features:
+    """The features without boxes that are none, which are listed by image."""
+    if features.boxes is None:
+        return features
+    is_odd = np.isinf(features.boxes[:, 0])
+    if is_odd.any():
+        for name, rows in features.rows.items():
+            if is_odd[rows].any():
+                findings.skip(ODD_BOX, name)
+        features.boxes[is_odd] = np.nan
+    return features
 
 
 def without_unusable(features: Features, annotations: Annotations, findings: Findings) -> Features:

@@ -12,7 +12,7 @@ import re
 import socket
 import stat
 from contextlib import contextmanager, suppress
-from typing import Any, BinaryIO, Callable, Iterable, Iterator
+from typing import Any, BinaryIO, Iterable, Iterator
 
 
 class SoirError(Exception):
@@ -65,11 +65,14 @@ def reason_of(error: Exception) -> str:
     return getattr(error, "strerror", None) or str(error.__cause__ or error)
 
 
-def read_json(path: str, object_hook: Callable[[dict[str, Any]], Any] | None = None) -> Any:
-    """Read a JSON file, in UTF-8. Raises SoirError if the file cannot be read or is not valid JSON."""
+def read_json(path: str, **hooks: Any) -> Any:
+    """Read a JSON file, in UTF-8; with hooks as those of `json.loads`.
+
+    Raises SoirError if the file cannot be read or is not valid JSON.
+    """
     try:
         with open_regular(path) as file:
-            return json.loads(file.read().decode("utf-8-sig"), object_hook=object_hook)
+            return json.loads(file.read().decode("utf-8-sig"), **hooks)
     except OSError as error:
         raise SoirError(f"cannot read {path}: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:
@@ -171,7 +174,7 @@ def whole_file(path: str) -> Iterator[BinaryIO]:
     except OSError as error:
         raise SoirError(f"cannot write {path}: {error.strerror or error}; what was there is untouched") from error
     finally:
-        with suppress(FileNotFoundError):
+        with suppress(OSError):  # it was never made, or has a name that is too long
             os.unlink(temporary)
 
 

@@ -9,9 +9,9 @@ import io
 import os
 import re
 import sys
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Iterable
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from soir_files import SoirError, open_descriptor, open_regular, read_bytes
 
@@ -137,6 +137,9 @@ def _open(file: BinaryIO, path: str) -> Image.Image:
     try:
         file.seek(0)
         image = Image.open(file, formats=IMAGE_FORMATS)
+    except UnidentifiedImageError:
+        kind = OSError("no JPEG, PNG or BMP")
+        raise OSError(f"cannot read {path}: {kind}") from kind
     except Exception as error:
         raise OSError(f"cannot read {path}: {error}") from error
     if image.width * image.height > MAX_PIXELS:
@@ -177,6 +180,21 @@ def tidy_path(*parts: str) -> str:
     """Join parts of a path as entries have it: with slashes, without `.` or `//`. A `..` stays: links may matter."""
     path = os.path.join(*parts).replace(os.sep, "/")
     return "/" * path.startswith("/") + "/".join(part for part in path.split("/") if part not in ("", "."))
+
+
+def check_no_image(outputs: Iterable[str | None], paths: Iterable[Any], base_path: str | None) -> None:
+    """Raise SoirError if an output is an image of the annotation file, which it would overwrite.
+
+    paths, base_path  of its entries, as of `full_path`
+    """
+    names = {
+        os.path.basename(os.path.realpath(output)): output for output in outputs if output and os.path.exists(output)
+    }
+    for path in paths if names else ():
+        output = names.get(os.path.basename(path)) if isinstance(path, str) and "\0" not in path else None
+        full = full_path(path, base_path) if output else None
+        if output and full and os.path.exists(full) and os.path.samefile(full, output):
+            raise SoirError(f"the output {output} is an image of the annotation file: name another file")
 
 
 def full_path(path: str, base_path: str | None) -> str | None:

@@ -15,14 +15,13 @@ from __future__ import annotations
 import os
 import pickle
 import re
-import signal
-import threading
 import zipfile
-from contextlib import contextmanager
+from contextlib import nullcontext
 from itertools import islice
-from typing import Any, Iterable, Iterator
+from typing import Any, Iterable
 
 from soir_files import SoirError, no_garbage_collection, open_regular, whole_file
+from soir_signals import signals_at_once
 from soir_torch_archives import MEMORY_BASE, MEMORY_FACTOR, load_with_torch, read_archive, reason_of_fault
 
 # ------------------------------------------------------------------------------------------------------- load and save
@@ -42,7 +41,7 @@ def load_values(path: str, arrays: bool = False) -> Any:
         with open_regular(path) as file:
             data, _ = read_archive(file)
         if _is_plain(data):
-            with no_garbage_collection(), _plain_signals(len(data) > 2**20):
+            with no_garbage_collection(), signals_at_once() if len(data) > 2**20 else nullcontext():
                 return pickle.loads(data)
         del data
         return load_with_torch(path, arrays)
@@ -134,23 +133,3 @@ def _is_plain(data: bytes) -> bool:
         elif position == start or longs > _MAX_LONG:
             return False
     return position == len(data) and longs <= _MAX_LONG
-
-
-@contextmanager
-def _plain_signals(is_long: bool) -> Iterator[None]:
-    """Let Ctrl-C and SIGTERM end the process at once, if the unpickler may take long.
-
-    Handlers in Python run when the unpickler has returned, which for a hostile file can be hours later. Only the main
-    thread can set others; where a signal is ignored, it stays ignored.
-    """
-    numbers = [signal.SIGINT, signal.SIGTERM]
-    if not is_long or threading.current_thread() is not threading.main_thread():
-        numbers = []
-    handlers = {number: signal.getsignal(number) for number in numbers if callable(signal.getsignal(number))}
-    try:
-        for number in handlers:
-            signal.signal(number, signal.SIG_DFL)
-        yield
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)

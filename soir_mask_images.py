@@ -28,6 +28,9 @@ MAX_LABELS = 16
 # More pixels than this that are neither background nor object, and not on the contour, are no accident.
 MANY = 16
 
+# In a colour JPEG, a bright pixel that differs by more from the usual one, in one of its channels, has another colour.
+OTHER_COLOUR = 96
+
 # A contour is a fringe of pixels of which each is near the background and near the object: at most this far, in pixels.
 FRINGE = 2
 
@@ -55,11 +58,12 @@ def read_mask(path: str) -> ImageMask:
     rectangle = image.getbbox() if is_simple else (0, 0, image.width, image.height)
     if rectangle is None:
         return ImageMask(None, None, False)
-    if image.format == "JPEG":
+    is_jpeg = image.format in ("JPEG", "MPO")  # a JPEG with a second image in it, of which nobody looks at the second
+    if is_jpeg:
         values, is_soft = _read_lossy(image.crop(rectangle), path, rectangle)
     else:
         values, is_soft = _read_lossless(image.crop(rectangle))
-    threshold = 127 if image.format == "JPEG" and not is_soft else values.max() / 2
+    threshold = 127 if is_jpeg and not is_soft else values.max() / 2
     encoded = encode_mask(values > threshold, (rectangle[1], rectangle[0]), (image.height, image.width))
     return ImageMask(*encoded, is_soft) if encoded else ImageMask(None, None, False)
 
@@ -71,7 +75,15 @@ def _read_lossy(part: Image.Image, path: str, rectangle: tuple[int, int, int, in
     if not grey.any():
         return values, False
     # Luminance makes a red object dark grey, and a blue one almost black: the file is read again, in colour.
-    values = np.asarray(_brightness(_opaque(read_image(path).crop(rectangle))))
+    part = _opaque(read_image(path).crop(rectangle))
+    values = np.asarray(_brightness(part))
+    if part.mode == "RGB":
+        pixels = np.asarray(part, dtype=np.int16)
+        dark, bright = values <= 64, values >= 192
+        colour = np.median(pixels[bright], axis=0) if bright.any() else np.zeros(3)
+        same = bright & (np.abs(pixels - colour).max(axis=2) <= OTHER_COLOUR)
+        if _count_far(dark, same) - _count_far(dark, bright) > max(MANY, int(np.count_nonzero(~dark)) // 20):
+            raise ValueError("mask with several labels")
     return values, _is_soft(values, 255)
 
 

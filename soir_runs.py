@@ -128,6 +128,16 @@ def open_run(path: str) -> RunFile:
 
 def read_text(path: str) -> Any:
     """What a text file holds: JSON, or a TREC run. Raises SoirError if it is neither."""
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        """An object of JSON. Of a key that stands twice, json would take the last value."""
+        content = dict(pairs)
+        if len(content) < len(pairs):
+            seen: set[str] = set()
+            repeated = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+            raise SoirError(f"{path} holds {shorten(repeated)} twice in one object: which one is meant?")
+        return content
+
     try:
         with open_regular(path) as file:
             start = file.read(2**16)
@@ -137,7 +147,7 @@ def read_text(path: str) -> Any:
         raise SoirError(f"cannot read {path}: {error.strerror or error}") from error
     first_line = start[3 * start.startswith(b"\xef\xbb\xbf") :].lstrip().partition(b"\n")[0]
     if first_line[:1] in (b"{", b"["):
-        return read_json(path)
+        return read_json(path, object_pairs_hook=once)
     if len(first_line.split()) == 6:
         return read_trec(path)
     raise SoirError(f"{path} holds no run: {FORMS}")
@@ -193,7 +203,9 @@ def open_matrices(path: str, content: dict[str, Any]) -> RunFile:
             shape = (len(queries), *matrix.shape[1:])
             if matrix.dtype.kind not in "iu" or matrix.size and not -1 <= matrix.min() <= matrix.max() < len(gallery):
                 raise ValueError(f"expected whole numbers from -1 to {len(gallery) - 1} in `indices`")
-        scores = _matrix(content, "scores", 2, limit) if name == "indices" and "scores" in content else None
+        scores = (
+            _matrix(content, "scores", 2, limit) if name == "indices" and content.get("scores") is not None else None
+        )
         boxes = _matrix(content, "boxes", 3, limit) if name == "indices" and content.get("boxes") is not None else None
         for array, expected in ((matrix, shape), (scores, shape), (boxes, (*shape, 4))):
             if array is not None and array.shape != expected:

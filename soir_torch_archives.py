@@ -22,6 +22,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from soir_files import no_garbage_collection, open_regular
+from soir_signals import signals_later
 
 # The memory that loading a file may take, in bytes: MEMORY_FACTOR for each byte of the file, plus MEMORY_BASE.
 MEMORY_FACTOR, MEMORY_BASE = 20, 2 * 10**9
@@ -225,7 +226,8 @@ def _try_in_child(path: str, arrays: bool) -> None:
     """
     with _start_child(path, arrays) as child:
         try:
-            import torch  # noqa: F401  # which takes a second: meanwhile
+            with signals_later():  # an exception in its C++ would end the process with a stack of C++
+                import torch  # noqa: F401  # which takes a second: meanwhile
 
             assert child.stdout is not None
             reason = child.stdout.read().decode("utf-8")

@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from typing import Any, Callable, Iterator, Sequence, TypeVar
 
 from soir_files import SoirError
+from soir_signals import signals_later
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -75,7 +76,7 @@ def _submit(
 ) -> None:
     """Start the workers, with the first batches."""
     try:
-        with _signals_later():
+        with signals_later():
             waiting.extend(pool.submit(_work, function, batch) for batch in batches)
     except OSError as error:
         for process in multiprocessing.active_children():  # they have no work yet, and nobody to give them any
@@ -93,7 +94,8 @@ def _in_order(
     while waiting:
         yield waiting.popleft().result()
         for batch in later:
-            waiting.append(pool.submit(_work, function, batch))
+            with signals_later():  # submit() takes locks
+                waiting.append(pool.submit(_work, function, batch))
             break
 
 
@@ -101,20 +103,6 @@ def _one_by_one(batches: Iterator[list[Result]], progress: Any) -> Iterator[Resu
     for results in batches:
         progress.update(len(results))
         yield from results
-
-
-@contextmanager
-def _signals_later() -> Iterator[None]:
-    """Delay Ctrl-C and SIGTERM while workers start. Python loses an exception that is raised while it forks, and a new
-    worker would print a traceback."""
-    if not hasattr(signal, "pthread_sigmask"):  # Windows
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 # ------------------------------------------------------------------------------------------------------- in the workers
@@ -132,8 +120,6 @@ def _start_worker(stop: Any, starter: int) -> None:
     _stop = stop
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    if hasattr(signal, "pthread_sigmask"):
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})
     warnings.simplefilter("ignore")  # of Pillow, on what is odd in a file
     parent = os.getppid()
     if multiprocessing.get_start_method() == "fork" and parent != starter:

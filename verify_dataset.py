@@ -17,6 +17,7 @@ from soir_console import Findings as DetectionFindings
 from soir_console import (
     add_input_options,
     exit_status,
+    instance_id,
     make_parser,
     png_name,
     positive,
@@ -331,7 +332,7 @@ def parse_args() -> argparse.Namespace:
     add("--preview", type=png_name, metavar="FILE.png", help=text)
     add("--preview-count", type=positive, metavar="N", help="instances of each set (default: 3)")
     add("--set", metavar="NAME", help="this set only, in upper or lower case")
-    add("--instances", type=int, nargs="+", metavar="ID", help="these instances")
+    add("--instances", type=instance_id, nargs="+", metavar="ID", help="these instances")
     add("--queries", type=positive, metavar="N", help="queries of each instance (default: 1)")
     add("--gallery", type=positive, metavar="N", help="gallery images of each instance (default: 2)")
     text = "which instances and gallery images come first (default: random)"

@@ -274,7 +274,9 @@ def read_queries(instances: list[create_dataset.Instance], expected: int) -> Non
     findings = Findings()
     queries = create_dataset.pair_queries(instances, findings)
     with map_ordered(create_dataset.read_query, queries, 1, "queries") as readings:
-        usable = sum(1 for _ in create_dataset.usable_queries(queries, readings, findings))
+        usable = sum(
+            1 for _ in create_dataset.usable_queries(queries, readings, "", create_dataset.Options(), findings)
+        )
     assert usable == expected, dict(findings.skipped)
 
 

@@ -1,0 +1,55 @@
+"""Signals: let Ctrl-C and SIGTERM wait for a moment, or end the process at once.
+
+from soir_signals import signals_at_once, signals_later
+
+Only the main thread can set handlers of signals; in any other, both do nothing. A signal that is ignored stays ignored.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from contextlib import contextmanager
+from typing import Any, Iterator
+
+
+@contextmanager
+def signals_later() -> Iterator[None]:
+    """Delay Ctrl-C and SIGTERM until the end of the block: code that starts processes, or C++ code that calls Python,
+    may not be interrupted by an exception.
+
+    The handlers are replaced, since a mask of signals holds for one thread, and NumPy has others that would take them.
+    """
+    came: list[tuple[int, Any]] = []
+    handlers = _handlers()
+    for number in handlers:
+        signal.signal(number, lambda number, frame: came.append((number, frame)))
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    for number, frame in came[:1]:
+        handlers[number](number, frame)
+
+
+@contextmanager
+def signals_at_once() -> Iterator[None]:
+    """Let Ctrl-C and SIGTERM end the process at once, without a word: a handler in Python would run when a call in C,
+    which may take hours for a hostile file, has returned."""
+    handlers = _handlers()
+    try:
+        for number in handlers:
+            signal.signal(number, signal.SIG_DFL)
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+def _handlers() -> dict[int, Any]:
+    """Signal -> its handler in Python."""
+    if threading.current_thread() is not threading.main_thread():
+        return {}
+    handlers = {int(number): signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    return {number: handler for number, handler in handlers.items() if callable(handler)}
