@@ -58,7 +58,7 @@ from soir_common import (
 )
 from soir_files import SoirError, check_outputs, whole_file
 from soir_forms import FORM_CHECKS, SizeFinder, load_any_form, size_finder, size_of_image
-from soir_images import absolute_base, natural_key, tidy_path
+from soir_images import absolute_base, check_no_image, natural_key, tidy_path
 from soir_masks import MaskReading, examine_masks, mask_faults
 
 # ------------------------------------------------------------------------------------------------------------- reading
@@ -375,7 +375,8 @@ def parse_args() -> argparse.Namespace:
 def main() -> int:
     args = parse_args()
     check_outputs([args.output_file, args.coco], [args.ann_file])
-    find_size = size_finder(absolute_base(args.base_path))
+    base_path = absolute_base(args.base_path)
+    find_size = size_finder(base_path)
     prefix = Prefix(*args.replace_prefix) if args.replace_prefix else None
     findings = Findings()
 
@@ -383,6 +384,7 @@ def main() -> int:
         return find_size(path) or find_size(prefix and prefix.moved(path) or path)
 
     source = read_source(args.ann_file, find_here_or_there)
+    check_no_image([args.output_file, args.coco], source.annotations, base_path)
     annotations = choose(keep_sound(source, findings), args, findings)
     annotations = keep_sound_masks(annotations, findings)
     if not annotations:

@@ -330,7 +330,12 @@ def build_listed(args: argparse.Namespace, findings: Findings) -> list[OutputFil
     photographs = read_listed(args.instre_root, prefix, args.parts, listed, args.workers, findings)
     given = [threshold for threshold in (args.xs_threshold, args.xxs_threshold) if threshold is not None]
     subset = select_listed(photographs, lists, min(given, default=None), findings)
-    return [OutputFile(file_of(args, args.name), args.name, subset)] if subset else []
+    missing = {True, False} - {member.is_query for member in subset}
+    if missing:
+        print_findings(findings)
+        what, path = ("query", args.query_list) if True in missing else ("gallery image", args.gallery_list)
+        raise SoirError(f"no {what} of the list {path} can be used, so nothing was written")
+    return [OutputFile(file_of(args, args.name), args.name, subset)]
 
 
 @exit_status()

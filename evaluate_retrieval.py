@@ -70,7 +70,7 @@ from soir_common import (
 from soir_features import find_by_features, rank_by_features, read_features
 from soir_files import SoirError, check_outputs, whole_file, write_whole
 from soir_forms import SizeFinder, load_any_form, size_finder, size_of_image
-from soir_images import absolute_base
+from soir_images import absolute_base, check_no_image
 from soir_metrics import Difference, compare_means, first_ranks, mean_interval, score_hits
 from soir_pictures import write_pages
 from soir_previews import draw_rankings
@@ -498,6 +498,7 @@ def main() -> int:
     base_path = absolute_base(args.base_path)
     find_size = size_finder(base_path)
     task = make_task(*load_sound_annotations(args.ann_file, args.set, args.split, find_size), find_size)
+    check_no_image(outputs, task.annotations, base_path)
     notes = Findings()
     scored = find_scored(task, notes)
     queries = describe_queries(task, scored)

@@ -27,7 +27,7 @@ from soir_common import Annotations, shorten
 from soir_files import SoirError
 from soir_loading import load_values
 from soir_protocol import Found, Ranking, Task, box_matters
-from soir_runs import ODD_BOX, as_boxes
+from soir_runs import as_boxes
 
 # Similarities that are held at a time, 128 MB: of 580 queries to 55,000 images. In blocks of half the size, the product
 # would take 10 % longer; of three times the size, 15 % less.
@@ -226,7 +226,7 @@ def without_odd_boxes(features: Features, findings: Findings) -> Features:
     if is_odd.any():
         for name, rows in features.rows.items():
             if is_odd[rows].any():
-                findings.skip(ODD_BOX, name)
+                findings.skip("feature with a box that is not (x1, y1, x2, y2), ignored", name)
         features.boxes[is_odd] = np.nan
     return features
 

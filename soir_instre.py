@@ -88,6 +88,7 @@ class PhotographReading(NamedTuple):
     is_clipped: bool = False  # a box reached out of the image
     is_fractional: bool = False  # the numbers of a box all lie within 0..1
     is_readable: bool = True  # the image
+    are_corners: bool = True  # the numbers of every box could be x1 y1 x2 y2, inside the image
 
 
 class Photograph(NamedTuple):
@@ -288,12 +289,16 @@ def read_photographs(
     """Read images of a part, and their box files.
 
     are_listed  a list names them: see `usable_boxes`
-    Raises SoirError if the boxes of most of them are shares of the image.
+    Raises SoirError if the boxes of most of them are shares of the image, or all look like corners.
     """
-    photographs, fractional = [], 0
+    photographs: list[Photograph] = []
+    fractional = clipped = corners = boxed = 0
     with map_ordered(read_photograph, pairs, workers, f"INSTRE-{part.name}") as readings:
         for reading, pair in zip(readings, pairs):
             fractional += reading.is_fractional
+            clipped += reading.is_clipped
+            boxed += bool(reading.boxes)
+            corners += bool(reading.boxes) and reading.are_corners
             boxes = usable_boxes(pair, reading, are_listed, findings)
             if boxes:
                 path, key = tidy_path(prefix, pair.place), key_of(pair.name)
@@ -306,6 +311,11 @@ def read_photographs(
         raise SoirError(
             f"the boxes of {fractional:,} of the {len(pairs):,} images of {part.path} lie within 0..1: "
             "these are shares of the image, pixels are expected"
+        )
+    if boxed and corners == boxed and clipped > 0.1 * boxed:
+        raise SoirError(
+            f"the boxes of {clipped:,} of the {boxed:,} images of {part.path} reach out of their image, and all "
+            "could be corners x1 y1 x2 y2: x y width height are expected"
         )
     return photographs
 
@@ -354,6 +364,7 @@ def read_photograph(pair: ImageFiles) -> PhotographReading:
     boxes: list[Box] = []
     seen: set[Box] = set()
     is_clipped = is_fractional = False
+    are_corners = True
     for line in lines:
         numbers = parse_line(line)
         box = xyxy_of(numbers)
@@ -365,6 +376,8 @@ def read_photograph(pair: ImageFiles) -> PhotographReading:
             faults.append("line that stands twice")
         else:
             seen.add(box)
+            x1, y1, x2, y2 = numbers
+            are_corners &= 0 <= x1 < x2 <= size[1] + 1 and 0 <= y1 < y2 <= size[0] + 1
             is_fractional |= all(0 <= number <= 1 for number in numbers)
             inside = clip_box(box, size)
             if inside is None:
@@ -375,7 +388,7 @@ def read_photograph(pair: ImageFiles) -> PhotographReading:
                 is_clipped |= inside != box
                 boxes.append(inside)
     share = max((box_share(box, size) for box in boxes), default=0)
-    return PhotographReading(faults, boxes, share, is_clipped=is_clipped, is_fractional=is_fractional)
+    return PhotographReading(faults, boxes, share, "", is_clipped, is_fractional, True, are_corners)
 
 
 def parse_line(line: str) -> list[float] | None:

@@ -30,7 +30,9 @@ import argparse
 import json
 import math
 import os
+import posixpath
 import random
+import re
 import sys
 from collections import Counter, defaultdict
 from typing import Any, Iterable, NamedTuple
@@ -54,7 +56,7 @@ from soir_common import (
 from soir_detections import read_detections
 from soir_files import SoirError, check_outputs, find_root, whole_file
 from soir_forms import FORM_CHECKS, load_any_form, size_finder
-from soir_images import absolute_base, full_path, image_size
+from soir_images import absolute_base, check_no_image, full_path, image_size
 from soir_masks import examine_masks, mask_faults
 from soir_pictures import write_pages
 from soir_previews import Choice, draw_instances
@@ -93,6 +95,7 @@ CHECKS = {
     "box-below-pixel": ("warning", "a box is less than a pixel wide or high: shares of the image, not pixels?"),
     "query-unanswered": ("warning", "no gallery image of the set shows the query's instance"),
     "instance-unqueried": ("warning", "an instance of the gallery has no query"),
+    "path-twice": ("warning", "the same path stands there in another spelling too: ./a//b.jpg beside a/b.jpg"),
     "set-one-sided": ("warning", "the set has queries only, or gallery images only"),
 }
 
@@ -247,7 +250,13 @@ def check_retrieval(entries: Annotations, findings: Findings) -> None:
 
 
 def check_sets(entries: Annotations, findings: Findings) -> None:
-    """Check that the sets are alike in themselves, and named as they should be."""
+    """Check that the sets are alike in themselves, and named as they should be; and that no path is there twice."""
+    odd = [path for path in entries if path.startswith(("./", "../")) or re.search(r"//|/\.\.?/", path)]
+    spellings = Counter(map(posixpath.normpath, odd))
+    for path in odd:
+        name = posixpath.normpath(path)
+        if spellings[name] + (name in entries and name not in odd) > 1:
+            findings.add("path-twice", path, name)
     for check, name, detail in set_doubts(entries):
         findings.add(check, label_of(name), detail)
 
@@ -365,6 +374,7 @@ def main() -> int:
     annotations = load_any_form(args.ann_file, find_size, findings.add)
     if not annotations:
         raise SoirError(f"{args.ann_file} holds no entries, so there is nothing to check")
+    check_no_image([args.report, args.preview], annotations, base_path)
     entries, sizes = check_all(annotations, base_path, args.skip_paths, args.sample_masks, findings)
     if args.detections:
         detections = read_detections(args.detections, annotations, args.min_score, doubts)

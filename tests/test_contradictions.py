@@ -509,3 +509,90 @@ def test_whatever_create_writes_verify_passes(tiny):
         if not options:
             assert verified.returncode == 0, (name, verified.stdout)
     assert load_plainly(tiny.root / "anns.pt")
+
+
+# ------------------------------------------------------------------------------------- queries, records, roots, splits
+
+
+@pytest.mark.parametrize("name, ending", [("OWID/P1", "jpg"), ("RoboTools/test_video", "png")])
+@pytest.mark.parametrize("make", [lambda mask: 255 - mask, lambda mask: np.full_like(mask, 255)], ids=["not", "white"])
+def test_inverted_masks_of_queries_are_not_believed(tiny, name, ending, make):
+    for path in tiny.path(name).glob(f"*/mask/*.{ending}"):
+        tiny.save_image(path.relative_to(tiny.root), make(tiny.mask))
+    done, annotations = tiny.create()
+    assert (done.returncode, annotations) == (2, None)
+    assert "it looks as if they are inverted" in done.stderr
+    done, annotations = create(tiny, "--keep-contradictions")
+    assert "query whose mask reaches all four sides of its image" in done.stdout
+    assert len(annotations) == 9
+
+
+def test_one_mask_that_reaches_all_sides_is_noticed(tiny):
+    tiny.save_image("OWID/P1/3/mask/000001.jpg", 255 - tiny.mask)
+    done, annotations = create(tiny)
+    assert "1 x query whose mask reaches all four sides of its image: OWID/P1/3/rgb/000001.jpg" in done.stdout
+    assert annotations["OWID/P1/3/rgb/000001.jpg"]["bbox"] == (0, 0, 64, 48)
+
+
+@pytest.mark.parametrize("background, second", [((0, 0, 0), (0, 255, 0)), ((255, 0, 0), (0, 0, 255))])
+def test_a_jpeg_of_several_colours_has_several_labels(tiny, background, second):
+    pixels = np.zeros((480, 640, 3), dtype=np.uint8)
+    pixels[:] = background
+    pixels[100:220, 50:200], pixels[100:220, 400:600] = (255, 0, 0), second
+    tiny.save_image("OWID/P1/3/mask/000001.jpg", pixels)
+    done, annotations = create(tiny)
+    assert "1 x mask with several labels: OWID/P1/3/rgb/000001.jpg" in done.stdout
+    assert len(annotations) == 8
+
+
+@pytest.mark.parametrize("size", [{"width": 32, "height": 24}, {"width": 64, "height": 47}])
+@pytest.mark.parametrize("which", [0, -1])
+def test_records_of_an_image_that_differ_in_size_are_not_believed(tiny, which, size):
+    tiny.test["images"][which].update(size)
+    tiny.test["images"].append({"id": 3, "file_name": "2/rgb/000000.png", "width": 64, "height": 48})
+    tiny.test["annotations"].append({"id": 3, "image_id": 3, "category_id": 3, "bbox": [1, 2, 3, 4]})
+    tiny.save_image("RoboTools/test/2/rgb/000000.png")
+    tiny.write_json()
+    done, annotations = create(tiny)
+    assert "1 x image whose records differ in size: RoboTools/test/1/rgb/000000.png" in done.stdout
+    assert "RoboTools/test/1/rgb/000000.png" not in annotations
+
+
+@pytest.mark.parametrize("num_ins", ["4", 4.0, -1, [4]])
+def test_a_num_ins_that_is_no_count_is_noticed(tiny, num_ins):
+    tiny.train["annotations"][0]["num_ins"] = num_ins
+    tiny.write_json()
+    done, annotations = create(tiny)
+    assert "1 x annotation whose num_ins is no positive integer" in done.stdout
+    assert annotations["OWID/P2/images/000000.jpg"]["num_ins"] == [1]
+
+
+@pytest.mark.parametrize("split, instance", [("train", 20), ("val", 3)])
+def test_an_instance_of_both_splits_is_noticed(tiny, split, instance):
+    coco = getattr(tiny, split)
+    coco["annotations"].append({**coco["annotations"][0], "id": 9, "category_id": instance, "bbox": [19, 9, 3, 22]})
+    tiny.write_json()
+    done, _ = create(tiny)
+    assert f"1 x instance of both splits, its queries are of val: OWID: instance {instance}" in done.stdout
+
+
+@pytest.mark.parametrize("key", ["counts", "file_name", "image_id", "category_id"])
+def test_a_key_of_the_file_may_be_called_like_one_of_its_records(tiny, key):
+    expected = tiny.annotations()
+    for coco in (tiny.train, tiny.val, tiny.test):
+        coco[key] = 1
+    for annotation in tiny.train["annotations"] + tiny.val["annotations"]:
+        annotation["segmentation"]["image_id"] = 0
+    tiny.train["images"][0]["counts"] = 7
+    tiny.write_json()
+    assert tiny.annotations() == expected
+
+
+@pytest.mark.parametrize("option, part, skip", [("owid", "OWID", "robotools"), ("robotools", "RoboTools", "owid")])
+@pytest.mark.parametrize("path", [".", "./"])
+def test_a_set_that_is_the_root_itself_has_paths_of_the_root(tiny, option, part, skip, path):
+    root = tiny.path(part)
+    args = (f"--{option}-path", path, f"--skip-{skip}", "--output-file", tiny.path("anns.pt"), "--workers", 1)
+    assert run_here("create_dataset.py", "--voxdet-root", root, "--relative-paths", *args).returncode == 0
+    assert run_here("verify_dataset.py", tiny.path("anns.pt"), "--base-path", root).returncode == 0
+    assert all(not path.startswith(("/", ".")) for path in load_plainly(tiny.path("anns.pt")))

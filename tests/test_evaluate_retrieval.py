@@ -14,7 +14,7 @@ import zipfile
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, load_plainly, needs_new_torch, run_here
+from conftest import ROOT, load_plainly, needs_new_torch, refused, run_here
 from PIL import Image
 from scipy import stats
 
@@ -1090,3 +1090,76 @@ def test_an_annotation_file_with_errors_is_not_scored(tmp_path):
     done, _, _ = evaluate(tmp_path, annotations, {})
     assert done.returncode == 2
     assert "verify_dataset.py" in done.stderr
+
+
+# ------------------------------------------------------------------------------------- files that contradict themselves
+
+
+def save(folder, annotations):
+    torch.save(annotations, str(folder / "anns.pt"))
+    return folder / "anns.pt"
+
+
+@pytest.mark.parametrize("box", [[4, 4, 1, 1], [4, float("inf"), 9, 9], [1, 1, float("nan"), 9]])
+@pytest.mark.parametrize("form", ["dict", "index"])
+def test_a_box_of_features_that_is_none_is_a_fault(tmp_path, form, box):
+    annotations = make_annotations(random.Random(0))
+    vectors = random_vectors(annotations)
+    odd = gallery_of(annotations)[0]
+    boxes = {path: np.array([box if path == odd else [1, 1, 9, 9]], dtype=np.float64) for path in vectors}
+    if form == "dict":
+        file = tmp_path / "f.pt"
+        content = {p: {"vectors": torch.tensor(v)[None], "boxes": torch.tensor(boxes[p])} for p, v in vectors.items()}
+        torch.save(content, str(file))
+    else:
+        file = tmp_path / "f.npz"
+        stacked = np.concatenate([boxes[path] for path in vectors])
+        np.savez(str(file), paths=list(vectors), features=np.stack(list(vectors.values())), boxes=stacked)
+    done = run_here("evaluate_retrieval.py", save(tmp_path, annotations), "--features", file)
+    assert done.returncode == 1
+    assert f"1 x feature with a box that is not (x1, y1, x2, y2), ignored: {odd}" in done.stdout
+
+
+@pytest.mark.parametrize("form", ["dict", "index"])
+def test_vectors_of_one_number_are_refused(tmp_path, form):
+    annotations = make_annotations(random.Random(0))
+    vectors = random_vectors(annotations)
+    if form == "dict":
+        file = tmp_path / "f.pt"
+        torch.save({path: torch.tensor(vector)[:, None] for path, vector in vectors.items()}, str(file))
+    else:
+        file = tmp_path / "f.npz"
+        np.savez(str(file), paths=list(vectors), features=np.ones((len(vectors), 1)))
+    done = run_here("evaluate_retrieval.py", save(tmp_path, annotations), "--features", file)
+    refused(done, file, "one number each")
+
+
+@pytest.mark.parametrize("value", ["a list of lists", {"features": 1}, {"vectors": [[1, 2]], "boxes": [None]}, 7])
+def test_features_that_are_none_are_not_blamed_on_their_paths(tmp_path, value):
+    annotations = make_annotations(random.Random(0))
+    torch.save(dict.fromkeys(annotations, value), str(tmp_path / "f.pt"))
+    done = run_here("evaluate_retrieval.py", save(tmp_path, annotations), "--features", tmp_path / "f.pt")
+    line = refused(done, "expected for each image a vector of numbers")
+    assert "paths like" not in line
+
+
+def test_a_query_or_a_path_that_stands_twice_in_json_is_refused(tmp_path):
+    annotations = make_annotations(random.Random(0))
+    query, path = queries_of(annotations)[0], gallery_of(annotations)[0]
+    for number, text in enumerate(
+        (f'{{"{query}": [], "{query}": ["{path}"]}}', f'{{"{query}": {{"{path}": 1, "{path}": 2}}}}')
+    ):
+        (tmp_path / "run.json").write_text(text)
+        done = run_here("evaluate_retrieval.py", save(tmp_path, annotations), "--rankings", tmp_path / "run.json")
+        refused(done, tmp_path / "run.json", (query, path)[number], "twice")
+
+
+def test_matrices_may_say_none_for_scores_and_boxes(tmp_path):
+    annotations = make_annotations(random.Random(0))
+    queries, gallery = queries_of(annotations), gallery_of(annotations)
+    indices = torch.arange(len(gallery)).repeat(len(queries), 1)
+    run = {"queries": queries, "gallery": gallery, "indices": indices}
+    for more in ({}, {"scores": None}, {"boxes": None}):
+        torch.save({**run, **more}, str(tmp_path / "run.pt"))
+        done = run_here("evaluate_retrieval.py", save(tmp_path, annotations), "--rankings", tmp_path / "run.pt")
+        assert done.returncode == 0, done.stderr

@@ -16,7 +16,9 @@ import struct
 import subprocess
 import sys
 import termios
+import threading
 import time
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import numpy as np
@@ -187,6 +189,30 @@ def test_an_interrupt_while_a_progress_bar_is_made_is_told_in_one_line(small_sou
     run = Fork("create_dataset.py", *job("create_dataset.py", small_source, tmp_path)[0], prepare=prepare)
     done = run.wait()
     assert (done.returncode, done.stderr) == (130, "interrupted\n")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
+@pytest.mark.parametrize("script", SCRIPTS[:2])
+def test_an_interrupt_while_the_workers_are_started_leaves_none_waiting(source, tmp_path, script, number):
+    """Another thread takes the signal, as those of NumPy's libraries do: a mask of the main thread does not hold it."""
+
+    def prepare():
+        threading.Thread(target=time.sleep, args=(30,), daemon=True).start()
+        start, started = BaseProcess.start, []
+
+        def start_and_interrupt(process):
+            start(process)
+            started.append(process)
+            if len(started) == 2:
+                os.kill(os.getpid(), number)
+                time.sleep(0.05)
+
+        BaseProcess.start = start_and_interrupt
+
+    run = Fork(script, *job(script, source, tmp_path)[0], prepare=prepare)
+    done = run.wait()
+    assert (done.returncode, done.stderr) == (130, "interrupted\n")
+    assert_gone([run.pid])
 
 
 def signal_while_writing(number, wanted, folder):

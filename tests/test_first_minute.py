@@ -206,3 +206,62 @@ def test_a_mistyped_option_is_told_which_one_may_be_meant(script, typed, meant):
     done = run_here(script, f"{typed}x", "a")
     assert done.returncode == 2
     assert f"did you mean {meant}?" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "script, option",
+    [
+        ("create_dataset.py", "--output-file"),
+        ("create_dataset.py", "--owid-path"),
+        ("verify_dataset.py", "--report"),
+        ("verify_dataset.py", "--detections"),
+        ("evaluate_retrieval.py", "--table"),
+        ("convert_annotations.py", "--coco"),
+        ("create_instre_subsets.py", "--query-list"),
+    ],
+)
+def test_an_empty_name_is_a_variable_that_nobody_has_set(scored, tmp_path, monkeypatch, script, option):
+    monkeypatch.chdir(tmp_path)
+    before = sorted(os.listdir("."))
+    args = scored if script == "evaluate_retrieval.py" else scored[:2] if script[0] in "v" else []
+    done = run_here(script, *args, option, "")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert option in done.stderr
+    assert sorted(os.listdir(".")) == before
+
+
+def test_two_annotation_files_are_one_too_many(scored, tmp_path):
+    other = tmp_path / "other.pt"
+    for args in ((scored[1], "--ann-file", other), ("--ann-file", other, "--ann-file", scored[1])):
+        done = run_here("verify_dataset.py", *args)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert "two annotation files are given" in done.stderr
+
+
+def test_a_coco_file_is_named_json(scored, tmp_path):
+    for name in ("anns.pt", "coco"):
+        done = run_here("convert_annotations.py", scored[1], "--coco", tmp_path / name)
+        assert done.returncode == 2
+        assert "expected a name that ends in .json" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["OWID/P1/3/rgb/000000.jpg", "RoboTools/test/1/rgb/000000.png"])
+def test_an_output_that_is_an_image_of_the_annotation_file_is_refused(scored, tiny, name):
+    image = tiny.path(name)
+    before = image.read_bytes()
+    base = ("--base-path", tiny.root)
+    refused(run_here("verify_dataset.py", scored[1], *base, "--report", image), "is an image of the annotation file")
+    refused(run_here("evaluate_retrieval.py", *scored, "--per-query", image), "is an image of the annotation file")
+    done = run_here("convert_annotations.py", scored[1], *base, "--output-file", image)
+    refused(done, "is an image of the annotation file")
+    assert image.read_bytes() == before
+
+
+@pytest.mark.parametrize("length", [250, 254, 400])
+def test_an_output_whose_name_is_too_long_is_told_so(scored, tmp_path, length):
+    done = run_here("verify_dataset.py", *scored[:4], "--report", tmp_path / ("r" * length))
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+    assert "cannot" in done.stderr
+    assert "name too long" in done.stderr
+    assert str(tmp_path) in done.stderr

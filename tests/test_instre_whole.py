@@ -5,7 +5,7 @@ import random
 import shutil
 
 import pytest
-from conftest import load_plainly, run_here
+from conftest import load_plainly, refused, run_here
 from PIL import Image
 
 SIZE = 200, 160
@@ -263,3 +263,25 @@ def test_subsets_without_lists_leave_the_mask_of_queries_out(made, tmp_path):
     entries = load_plainly(tmp_path / "instre_xs.pt")
     assert {entry["is_query"] for entry in entries.values()} == {True, False}
     assert all(entry.get("mask", "none") == ("none" if entry["is_query"] else []) for entry in entries.values())
+
+
+@pytest.mark.parametrize("boxes", [("70 70 90 90", "10 10 20 20"), ("50 60 99 99", "60 50 80 95")])
+def test_boxes_that_are_all_corners_are_not_believed(tmp_path, boxes):
+    for number in range(4):
+        path = tmp_path / "INSTRE-S1" / "01a_book" / f"{number:03d}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (100, 100)).save(str(path))
+        path.with_suffix(".txt").write_text(boxes[number % 2])
+    args = ("--instre-root", tmp_path, "--output-dir", tmp_path, "--workers", 1)
+    refused(run_here("create_instre_subsets.py", *args), "could be corners", "x y width height are expected")
+    assert not list(tmp_path.glob("*.pt"))
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_a_list_of_which_nothing_can_be_used_is_refused(made, tmp_path, which):
+    root, truth = made
+    lists = list(choose(truth))
+    lists[which] = []
+    done, annotations = create(root, tmp_path, *lists)
+    assert (done.returncode, annotations) == (2, None)
+    assert f"no {('query', 'gallery image')[which]} of the list" in done.stderr

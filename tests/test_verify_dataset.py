@@ -314,6 +314,18 @@ def test_masks_of_an_image_that_differ_in_size(tiny):
     assert {issue["check"] for issue in verify(tiny, annotations)[1]["issues"]} == {"mask-size"}
 
 
+@pytest.mark.parametrize("spelling", ["./{}", "OWID/../{}", "OWID//{}"])
+def test_a_path_in_two_spellings_is_noticed(tiny, spelling):
+    annotations = tiny.annotations()
+    path = GALLERY[len("OWID/") :] if spelling.startswith("OWID//") else GALLERY
+    annotations[spelling.format(path)] = annotations[GALLERY]
+    done, report = verify(tiny, annotations)
+    assert done.returncode == 0
+    assert [issue["check"] for issue in report["issues"]] == ["path-twice"]
+    annotations.pop(GALLERY)
+    assert verify(tiny, annotations)[1]["issues"] == []
+
+
 def test_instances_are_matched_within_a_set_only(tiny):
     """Ids of OWID and RoboTools collide: 77 of the one does not answer 77 of the other."""
     annotations = tiny.annotations()
@@ -326,7 +338,7 @@ def test_instances_are_matched_within_a_set_only(tiny):
 def test_every_check_can_be_made_to_find_something(tiny):
     _, report = verify(tiny, tiny.annotations())
     # test_forms.py has those of other forms, and of sets of any name.
-    elsewhere = {"mask-size", "mask-mixed", "set-case", *FORM_CHECKS} - set(DAMAGE)
+    elsewhere = {"path-twice", "mask-size", "mask-mixed", "set-case", *FORM_CHECKS} - set(DAMAGE)
     assert set(DAMAGE) | elsewhere == set(report["checks"])
 
 
