@@ -16,9 +16,7 @@ import struct
 import subprocess
 import sys
 import termios
-import threading
 import time
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import numpy as np
@@ -194,24 +192,35 @@ def test_an_interrupt_while_a_progress_bar_is_made_is_told_in_one_line(small_sou
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
 @pytest.mark.parametrize("script", SCRIPTS[:2])
 def test_an_interrupt_while_the_workers_are_started_leaves_none_waiting(source, tmp_path, script, number):
-    """Another thread takes the signal, as those of NumPy's libraries do: a mask of the main thread does not hold it."""
+    """Another thread takes the signal, as those of NumPy's libraries do: a mask of the main thread does not hold it.
 
-    def prepare():
-        threading.Thread(target=time.sleep, args=(30,), daemon=True).start()
-        start, started = BaseProcess.start, []
+    In a process of its own, since Python waits for workers only when it really ends.
+    """
+    code = f"""
+import os, runpy, sys, threading, time
+from multiprocessing.process import BaseProcess
 
-        def start_and_interrupt(process):
-            start(process)
-            started.append(process)
-            if len(started) == 2:
-                os.kill(os.getpid(), number)
-                time.sleep(0.05)
+threading.Thread(target=time.sleep, args=(30,), daemon=True).start()
+start, started = BaseProcess.start, []
 
-        BaseProcess.start = start_and_interrupt
+def start_and_interrupt(process):
+    start(process)
+    started.append(process)
+    if len(started) == 2:
+        os.kill(os.getpid(), {int(number)})
+        time.sleep(0.05)
 
-    run = Fork(script, *job(script, source, tmp_path)[0], prepare=prepare)
-    done = run.wait()
-    assert (done.returncode, done.stderr) == (130, "interrupted\n")
+BaseProcess.start = start_and_interrupt
+sys.path.insert(0, {str(ROOT)!r})
+sys.argv[0] = {str(ROOT / script)!r}
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+    command = [sys.executable, "-c", code, *map(str, job(script, source, tmp_path)[0])]
+    run = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True, start_new_session=True
+    )
+    done = end_of(run)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted\n")
     assert_gone([run.pid])
 
 
