@@ -348,13 +348,13 @@ def read_photograph(pair: ImageFiles) -> PhotographReading:
     """Read an image and its box file, in a worker."""
     folder = pair.folder.path
     try:
-        size = whole_image_size(os.path.join(folder, pair.image))
+        size = whole_image_size(f"{folder}/{pair.image}")
     except OSError as error:
         return PhotographReading(["image that cannot be read"], detail=reason_of(error), is_readable=False)
     if pair.boxes is None:
         return PhotographReading([])
     try:
-        data = read_bytes(os.path.join(folder, pair.boxes), MAX_BOX_FILE)
+        data = read_bytes(f"{folder}/{pair.boxes}", MAX_BOX_FILE)
     except OSError as error:
         return PhotographReading([".txt that cannot be read"], detail=reason_of(error))
     lines = [line for line in data.decode("utf-8-sig", "replace").splitlines() if line.strip()]
@@ -391,10 +391,13 @@ def read_photograph(pair: ImageFiles) -> PhotographReading:
     return PhotographReading(faults, boxes, share, "", is_clipped, is_fractional, True, are_corners)
 
 
+NUMBER = re.compile(r"[-+]?[0-9]{1,12}(\.[0-9]{0,12})?")
+
+
 def parse_line(line: str) -> list[float] | None:
     """`x y w h`, separated by white space or commas -> list of four numbers; None if it is not that."""
     words = re.split(r"[\s,]+", line.strip().strip(","))
-    if len(words) != 4 or not all(re.fullmatch(r"[-+]?[0-9]{1,12}(\.[0-9]{0,12})?", word) for word in words):
+    if len(words) != 4 or not all(map(NUMBER.fullmatch, words)):
         return None
     numbers = [float(word) for word in words]
     return [int(number) if number.is_integer() else number for number in numbers]

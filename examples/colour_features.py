@@ -30,7 +30,9 @@ args = parser.parse_args()
 
 features: dict[str, Any] = {}
 for path, entry in torch.load(args.annotations).items():
-    boxes, image = [entry["bbox"]] if entry["is_query"] else entry["bbox"], Image.open(path).convert("RGB")
+    image = Image.open(path).convert("RGB")
+    boxes = [entry["bbox"]] if entry["is_query"] else entry["bbox"]
+    boxes = [box or (0, 0, image.width, image.height) for box in boxes]  # None is the whole image
     vectors = torch.stack([describe(image, box) for box in boxes])
     features[path] = {"vectors": vectors, "boxes": torch.tensor(boxes)} if args.objects else vectors.amax(dim=0)
 torch.save(features, args.features)

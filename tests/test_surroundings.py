@@ -175,7 +175,7 @@ def test_scripts_say_their_version():
 
 def test_an_installation_has_all_modules_and_a_command_for_each_script():
     text = (ROOT / "pyproject.toml").read_text()
-    modules = {path.stem for path in ROOT.glob("*.py")}
+    modules = {path.stem for path in ROOT.glob("soir_*.py")} | {script[: -len(".py")] for script in SCRIPTS}
     listed = re.search(r"py-modules = \[(.*?)\]", text, re.DOTALL).group(1)
     assert re.findall(r'"(\w+)"', listed) == sorted(modules, key=lambda name: (name.startswith("soir_"), name))
     commands = dict(re.findall(r'^soir-([\w-]+) = "(\w+):main"$', text, re.MULTILINE))
