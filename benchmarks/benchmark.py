@@ -311,7 +311,10 @@ from soir_console import Findings
 findings = Findings()
 gc.disable()  # as the scripts have it
 """
-    parse = f"entries = dict(parse_owid({owid!r}, 'OWID', Options(), findings))\nassert entries and not findings.skipped"
+    parse = f"""
+entries = dict(parse_owid({owid!r}, 'OWID', Options(), findings))
+assert entries and not findings.skipped
+"""
     runs, floors = [], []
     for _ in range(repeats):
         runs.append(probe(parse, setup))
