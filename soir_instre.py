@@ -293,6 +293,7 @@ def read_photographs(
     """
     photographs: list[Photograph] = []
     fractional = clipped = corners = boxed = 0
+    folder, folder_path = None, ""
     with map_ordered(read_photograph, pairs, workers, f"INSTRE-{part.name}") as readings:
         for reading, pair in zip(readings, pairs):
             fractional += reading.is_fractional
@@ -301,7 +302,10 @@ def read_photographs(
             corners += bool(reading.boxes) and reading.are_corners
             boxes = usable_boxes(pair, reading, are_listed, findings)
             if boxes:
-                path, key = tidy_path(prefix, pair.place), key_of(pair.name)
+                if pair.folder is not folder:  # pairs come folder by folder
+                    folder = pair.folder
+                    folder_path = tidy_path(prefix, folder.place)
+                path, key = f"{folder_path}/{pair.image}", key_of(pair.name)
                 ids = list(pair.folder.instances)
                 instances = ids if part.name == "M" else ids * len(boxes)
                 share = 100.0 if None in boxes else reading.share
