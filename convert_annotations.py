@@ -24,8 +24,6 @@ from soir_console import (
     make_parser,
     positive,
     print_findings,
-    print_table,
-    printable,
     progress_bar,
 )
 
@@ -33,7 +31,7 @@ import argparse
 import json
 import os
 import sys
-from collections import Counter, defaultdict
+from collections import defaultdict
 from typing import Any, Iterator, NamedTuple
 
 import pycocotools.mask as coco_mask
@@ -60,6 +58,7 @@ from soir_files import SoirError, check_outputs, whole_file
 from soir_forms import FORM_CHECKS, SizeFinder, load_any_form, size_finder, size_of_image
 from soir_images import absolute_base, check_no_image, natural_key, tidy_path
 from soir_masks import MaskReading, examine_masks, mask_faults
+from soir_statistics import print_summary
 
 # ------------------------------------------------------------------------------------------------------------- reading
 
@@ -315,27 +314,6 @@ def category_of(entry: Entry, instance: int) -> str:
 
 
 # -------------------------------------------------------------------------------------------------------------- script
-
-
-def print_summary(annotations: Annotations) -> None:
-    """Print a table with one row per set."""
-    queries: Counter[str] = Counter()
-    images: Counter[str] = Counter()
-    boxes: Counter[str] = Counter()
-    instances: defaultdict[str, set[int]] = defaultdict(set)
-    for entry in annotations.values():
-        name = entry["set"]
-        instances[name].update(instances_of(entry))
-        if entry["is_query"]:
-            queries[name] += 1
-        else:
-            images[name] += 1
-            boxes[name] += len(entry["bbox"])
-    rows = [["set", "queries", "gallery images", "boxes", "instances"]]
-    for name in list(instances)[:20]:
-        figures = queries[name], images[name], boxes[name], len(instances[name])
-        rows.append([printable(shorten(name)) or "(no set)", *(f"{figure:,}" for figure in figures)])
-    print_table(rows)
 
 
 def json_name(text: str) -> str:

@@ -18,7 +18,6 @@ from soir_console import (
     make_parser,
     positive,
     print_findings,
-    print_table,
 )
 
 import argparse
@@ -45,7 +44,6 @@ from soir_common import (
     Rle,
     Size,
     gallery_entry,
-    instances_of,
     is_id,
     query_entry,
     save_annotations,
@@ -60,6 +58,7 @@ from soir_images import (
     whole_image_size,
 )
 from soir_mask_images import read_mask
+from soir_statistics import print_summary
 from soir_workers import map_ordered
 
 
@@ -411,20 +410,6 @@ def read_source(source: Source, args: argparse.Namespace, findings: Findings) ->
         what = "queries" if True in missing else "gallery images"
         raise SoirError(f"{folder} has no {what} that can be used, so nothing was written")
     return entries
-
-
-def print_summary(annotations: Annotations) -> None:
-    """Print a table with one row per set."""
-    rows = [["set", "queries", "gallery images", "boxes", "instances"]]
-    for name in ("OWID", "RoboTools"):
-        entries = [entry for entry in annotations.values() if entry["set"] == name]
-        gallery = [entry for entry in entries if not entry["is_query"]]
-        boxes = sum(len(entry["bbox"]) for entry in gallery)
-        instances = {instance for entry in entries for instance in instances_of(entry)}
-        figures = len(entries) - len(gallery), len(gallery), boxes, len(instances)
-        if entries:
-            rows.append([name, *(f"{figure:,}" for figure in figures)])
-    print_table(rows)
 
 
 @exit_status()

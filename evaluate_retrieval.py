@@ -498,7 +498,7 @@ def main() -> int:
     base_path = absolute_base(args.base_path)
     find_size = size_finder(base_path)
     task = make_task(*load_sound_annotations(args.ann_file, args.set, args.split, find_size), find_size)
-    check_no_image(outputs, task.annotations, base_path)
+    check_no_image(outputs, [*task.annotations, *task.others], base_path)
     notes = Findings()
     scored = find_scored(task, notes)
     queries = describe_queries(task, scored)

@@ -1,6 +1,6 @@
 """What is in an annotation file: the figures of each set, and their table beside the published ones.
 
-from soir_statistics import print_statistics, statistics
+from soir_statistics import print_statistics, print_summary, statistics
 """
 
 from __future__ import annotations
@@ -161,6 +161,27 @@ def label_of(set_name: str) -> str:
 
 
 # ---------------------------------------------------------------------------------------------------------------- table
+
+
+def print_summary(annotations: Annotations) -> None:
+    """Print a table with one row per set."""
+    queries: Counter[str] = Counter()
+    images: Counter[str] = Counter()
+    boxes: Counter[str] = Counter()
+    instances: defaultdict[str, set[int]] = defaultdict(set)
+    for entry in annotations.values():
+        name = entry["set"]
+        instances[name].update(instances_of(entry))
+        if entry["is_query"]:
+            queries[name] += 1
+        else:
+            images[name] += 1
+            boxes[name] += len(entry["bbox"])
+    rows = [["set", "queries", "gallery images", "boxes", "instances"]]
+    for name in list(instances)[:20]:
+        figures = queries[name], images[name], boxes[name], len(instances[name])
+        rows.append([label_of(name), *(f"{figure:,}" for figure in figures)])
+    print_table(rows)
 
 
 def print_statistics(figures: dict[str, dict[str, Any]]) -> None:

@@ -252,6 +252,9 @@ def test_an_output_that_is_an_image_of_the_annotation_file_is_refused(scored, ti
     base = ("--base-path", tiny.root)
     refused(run_here("verify_dataset.py", scored[1], *base, "--report", image), "is an image of the annotation file")
     refused(run_here("evaluate_retrieval.py", *scored, "--per-query", image), "is an image of the annotation file")
+    for name in ("OWID", "RoboTools"):  # whether it is scored or not
+        done = run_here("evaluate_retrieval.py", *scored, "--set", name, "--per-query", image)
+        refused(done, "is an image of the annotation file")
     done = run_here("convert_annotations.py", scored[1], *base, "--output-file", image)
     refused(done, "is an image of the annotation file")
     assert image.read_bytes() == before
