@@ -6,12 +6,14 @@ from soir_arrays import as_matrix, check_size, load_npz
 from __future__ import annotations
 
 import os
-import zipfile
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from soir_files import SoirError, open_regular
+
+if TYPE_CHECKING:
+    import zipfile
 
 # The largest compression ratio that is accepted. Real features and rankings stay far below it, while a hostile file of
 # a megabyte could unpack to a gigabyte of zeros.

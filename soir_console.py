@@ -9,7 +9,6 @@ rest is being imported. So this module imports only Python's own modules, and so
 from __future__ import annotations
 
 import argparse
-import difflib
 import os
 import re
 import signal
@@ -100,6 +99,8 @@ class _Parser(argparse.ArgumentParser):
         return parsed
 
     def error(self, message: str) -> NoReturn:
+        import difflib  # here, not above: --help has no need of it
+
         match = re.match(r"unrecognized arguments: (--[^\s=]+)", message)
         options = [option for action in self._actions for option in action.option_strings]
         close = difflib.get_close_matches(match.group(1), options, n=1) if match else []
@@ -232,12 +233,33 @@ def print_table(rows: list[list[str]]) -> None:
 
 def progress_bar(title: str, items: Iterable[T] = (), total: int | None = None) -> Any:
     """A progress bar of tqdm, on a terminal only: iterable like `items`, or to be moved on with update()."""
-    from tqdm import tqdm  # here, not above: --help has no need of it, and it takes 30 ms
+    if not sys.stderr.isatty():
+        return _NoBar(items)
+    from tqdm import tqdm  # here, not above: it takes 30 ms
 
     class Bar(tqdm):  # type: ignore[misc]  # it has no types
         disable = True  # for the destructor, which also runs if an interrupt came before __init__ could set it
 
-    return Bar(items, desc=title, total=total, disable=None)
+    return Bar(items, desc=title, total=total)
+
+
+class _NoBar:
+    """Stands for a progress bar where none is shown."""
+
+    def __init__(self, items: Iterable[Any]) -> None:
+        self.items = items
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.items)
+
+    def __enter__(self) -> _NoBar:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        pass
+
+    def update(self, number: int) -> None:
+        pass
 
 
 def printable(text: str) -> str:

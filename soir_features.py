@@ -278,12 +278,10 @@ def find_by_features(features: Features, task: Task) -> Iterator[Found]:
         ranks_of_all, images_of_all = [], []
         for number, similarities in zip(scored.numbers, scored.images):
             at = columns.column_of[task.relevant[number]]
-            at = at[at >= 0]
-            ranks_of_query = ranks_of(similarities, at)
-            order = np.argsort(ranks_of_query)
-            ranks_of_all.append(ranks_of_query[order])
-            images_of_all.append(at[order])
-        counts = np.array([len(at) for at in images_of_all])
+            ranks, images = rank_images(similarities, at[at >= 0])
+            ranks_of_all.append(ranks)
+            images_of_all.append(images)
+        counts = np.array(list(map(len, ranks_of_all)))
         ranks, images, boxes = np.concatenate(ranks_of_all), np.concatenate(images_of_all), None
         if features.boxes is not None:
             matters = box_matters(ranks, counts)
@@ -303,29 +301,32 @@ def rank_by_features(features: Features, task: Task, numbers: list[int]) -> Iter
             yield number, Ranking(positions, similarities[order].astype(np.float64), boxes)
 
 
-def ranks_of(similarities: np.ndarray, at: np.ndarray) -> np.ndarray:
-    """int64 [N]: the ranks, from 1, of some images when all are sorted by similarity, equal ones as they stand.
+def rank_images(similarities: np.ndarray, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Rank some images among all, which are sorted by similarity, equal ones as they stand.
 
-    similarities  float32 [images]
-    at            int64 [N]: the images
+    similarities  float32 [all]
+    images        int64 [N]: which of these
+    Returns (int64 [N]: the ranks, from 1, ascending; int64 [N]: the image at each).
 
     Ahead of an image are those before it with a similarity as high, and those behind it with a higher one.
     """
-    scores = similarities[at]
-    if len(at) <= FEW:
+    scores = similarities[images]
+    if len(images) <= FEW:
         ahead = [
             np.count_nonzero(similarities[:image] >= score) + np.count_nonzero(similarities[image + 1 :] > score)
-            for image, score in zip(at.tolist(), scores)
+            for image, score in zip(images.tolist(), scores)
         ]
-        return np.array(ahead, dtype=np.int64) + 1
-    ascending = np.sort(similarities)
-    order = np.argsort(scores)  # a search for sorted values is several times faster
-    last = np.empty(len(at), dtype=np.int64)
-    last[order] = np.searchsorted(ascending, scores[order], side="right")
-    ranks = len(similarities) - last + 1
-    for number in np.flatnonzero((last > 1) & (ascending[last - 2] == scores)):  # tied with another image
-        ranks[number] += np.count_nonzero(similarities[: at[number]] == scores[number])
-    return ranks
+        ranks = np.array(ahead, dtype=np.int64) + 1
+    else:
+        order = np.argsort(scores)  # a search for sorted values is several times faster
+        scores, images = scores[order], images[order]
+        ascending = np.sort(similarities)
+        last = np.searchsorted(ascending, scores, side="right")
+        ranks = len(similarities) - last + 1
+        for number in np.flatnonzero((last > 1) & (ascending[last - 2] == scores)):  # tied with another image
+            ranks[number] += np.count_nonzero(similarities[: images[number]] == scores[number])
+    order = np.argsort(ranks, kind="stable")  # quick, since most of them are in order already
+    return ranks[order], images[order]
 
 
 def best_objects(scored: Scored, rows: np.ndarray, images: np.ndarray) -> np.ndarray:

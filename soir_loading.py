@@ -15,7 +15,6 @@ from __future__ import annotations
 import os
 import pickle
 import re
-import zipfile
 from contextlib import nullcontext
 from itertools import islice
 from typing import Any, Iterable
@@ -64,6 +63,8 @@ def save_values(values: dict[str, Any], path: str) -> int:
     1000 items at a time. `torch.save` takes ten times as long, twice the memory of the file on top, and the import of
     torch. The same dict gives the same bytes.
     """
+    import zipfile  # here, not above: --help has no need of it, and it takes 6 ms
+
     with whole_file(path) as file:
         try:
             with zipfile.ZipFile(file, "w") as archive:
@@ -100,11 +101,12 @@ def check_repeats(path: str, sizes: Iterable[int]) -> None:
 # FRAME (\x95) is harmless: with all of the pickle in memory, the unpickler does not look at where a frame ends.
 _NUMBER = rb"(?:K.|M..|J....|G.{8})"
 _PLAIN = (
-    rb"(?:[hq\x80].|[.N\x88\x89\])}aesu\x94]|j....|r...%(highest)s|\x95.{8}"
+    rb"(?:[hq\x80].|r...%(highest)s|[.N\x88\x89\])}aesu\x94]|j....|\x95.{8}"  # the most frequent first
     rb"|\((?:%(number)s{0,16}t)?|%(number)s{3,1000}[\x85-\x87]?|%(number)s{2}[\x85\x86]?|%(number)s\x85?){0,1000}"
 )
-# Texts, bytes and large integers: the opcodes, and how many bytes of length follow.
-_COUNTED = {b"X": 4, b"\x8c": 1, b"\x8d": 8, b"B": 4, b"C": 1, b"\x8e": 8, b"\x8a": 1}
+# Texts, bytes and large integers: the opcodes, and how many bytes of length follow. As a list, which is quicker.
+_COUNTED = {ord("X"): 4, 0x8C: 1, 0x8D: 8, ord("B"): 4, ord("C"): 1, 0x8E: 8, 0x8A: 1}
+_WIDTHS = [_COUNTED.get(opcode, 0) for opcode in range(256)]
 
 # Integers beyond 64 bits. As keys they can all have the same hash, which takes the square of their number.
 _MAX_LONG = 1000
@@ -113,23 +115,25 @@ _MAX_LONG = 1000
 def _is_plain(data: bytes) -> bool:
     """Whether a pickle is safe for Python's unpickler and holds plain values only. Reads it, and builds nothing."""
     # One byte of a pickle can make an empty container. A dict takes at most 240 bytes of memory, a list or a tuple 120,
-    # each with one item in it.
-    containers = 240 * data.count(b"}") + 120 * (data.count(b"]") + data.count(b"("))
-    if containers > MEMORY_FACTOR * len(data) + MEMORY_BASE:
+    # each with one item in it. Small files cannot exceed the limit, and are not counted.
+    limit = MEMORY_FACTOR * len(data) + MEMORY_BASE
+    if 240 * len(data) > limit and 240 * data.count(b"}") + 120 * (data.count(b"]") + data.count(b"(")) > limit:
         return False
     # The unpickler makes its memo as long as the largest index: 34 GB for 2^31. Picklers count the index up from 0, so
     # in a pickle of n bytes none can be larger than n / 4. Here its highest byte is checked.
     highest = b"[\\x00-\\x%02x]" % min(len(data) // 4 >> 24, 255)
-    plain = re.compile(_PLAIN % {b"number": _NUMBER, b"highest": highest}, re.DOTALL)
-    position = longs = 0
-    while position < len(data):
-        start, position = position, plain.match(data, position).end()  # type: ignore[union-attr]  # it always matches
-        width = _COUNTED.get(data[position : position + 1])
+    match: Any = re.compile(_PLAIN % {b"number": _NUMBER, b"highest": highest}, re.DOTALL).match
+    position, longs, size = 0, 0, len(data)
+    while position < size:
+        start, position = position, match(data, position).end()  # it always matches
+        if position == size:
+            break
+        width = _WIDTHS[data[position]]
         if width:
             argument = position + 1 + width
             length = int.from_bytes(data[position + 1 : argument], "little")
-            longs += data[position] == 0x8A and length > 8
+            longs += length > 8 and data[position] == 0x8A
             position = argument + length
         elif position == start or longs > _MAX_LONG:
             return False
-    return position == len(data) and longs <= _MAX_LONG
+    return position == size and longs <= _MAX_LONG

@@ -12,17 +12,18 @@ import ctypes
 import os
 import re
 import signal
-import subprocess
 import sys
 import warnings
-import zipfile
 import zlib
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
 from soir_files import no_garbage_collection, open_regular
 from soir_signals import signals_later
+
+if TYPE_CHECKING:
+    import subprocess
 
 # The memory that loading a file may take, in bytes: MEMORY_FACTOR for each byte of the file, plus MEMORY_BASE.
 MEMORY_FACTOR, MEMORY_BASE = 20, 2 * 10**9
@@ -34,6 +35,8 @@ SECONDS_FACTOR, SECONDS_BASE = 1e-5, 5
 
 def read_archive(file: BinaryIO) -> tuple[bytes, set[tuple[int, int]]]:
     """The pickle in an archive of torch's, and the (size, CRC) of every file in it."""
+    import zipfile  # here, not above: --help has no need of it, and it takes 6 ms
+
     if file.read(4) != b"PK\x03\x04":  # where torch looks: it loads files that begin otherwise as older formats
         raise ValueError("it is no archive, or of a torch before 1.6")
     with zipfile.ZipFile(file) as archive:
@@ -243,6 +246,8 @@ def _try_in_child(path: str, arrays: bool) -> None:
 
 
 def _start_child(path: str, arrays: bool) -> subprocess.Popen[bytes]:
+    import subprocess  # here, not above: --help has no need of it
+
     command = [sys.executable, os.path.abspath(__file__), path, *(["arrays"] if arrays else [])]
     pipe, env = subprocess.PIPE, {**os.environ, "OMP_NUM_THREADS": "1"}  # more threads would take address space
     return subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, env=env)

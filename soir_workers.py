@@ -7,20 +7,20 @@ from __future__ import annotations
 
 from soir_console import progress_bar
 
-import multiprocessing
 import os
 import signal
 import threading
 import time
 import warnings
 from collections import deque
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from typing import Any, Callable, Iterator, Sequence, TypeVar
+from typing import TYPE_CHECKING, Any, Callable, Iterator, Sequence, TypeVar
 
 from soir_files import SoirError
 from soir_signals import signals_later
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future, ProcessPoolExecutor
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -50,6 +50,10 @@ def map_ordered(
         if workers <= 1:
             yield _one_by_one(([function(item)] for item in items), progress)
             return
+        # Here, not above: --help and a run with one worker have no need of them, and they take 5 ms.
+        import multiprocessing
+        from concurrent.futures.process import BrokenProcessPool, ProcessPoolExecutor
+
         # Once this is 1, the workers drop the items that they still have. They are not killed: a worker that is killed
         # while it writes leaves the queue locked, and all others wait forever.
         stop = multiprocessing.RawValue("b", 0)
@@ -79,6 +83,8 @@ def _submit(
         with signals_later():
             waiting.extend(pool.submit(_work, function, batch) for batch in batches)
     except OSError as error:
+        import multiprocessing
+
         for process in multiprocessing.active_children():  # they have no work yet, and nobody to give them any
             process.kill()
         raise SoirError(f"cannot start worker processes ({error}): use fewer --workers") from error
@@ -116,6 +122,8 @@ def _start_worker(stop: Any, starter: int) -> None:
     stop     shared with the parent
     starter  process id of the parent
     """
+    import multiprocessing
+
     global _stop
     _stop = stop
     signal.signal(signal.SIGINT, signal.SIG_IGN)
