@@ -47,7 +47,6 @@ import math
 import os
 import re
 import sys
-from collections import Counter, defaultdict
 from typing import Any, Callable, Iterator, NamedTuple, Sequence, Tuple
 
 import numpy as np
@@ -58,8 +57,6 @@ from soir_common import (
     PUBLISHED_MAP,
     SPLITS,
     Annotations,
-    box_share,
-    boxes_of,
     difficulty,
     entry_faults,
     instances_of,
@@ -83,6 +80,8 @@ from soir_protocol import (
     gather_hits,
     make_task,
     name_of_instances,
+    object_shares,
+    objects_of,
 )
 from soir_runs import read_run, trec_qrels, trec_run
 
@@ -172,22 +171,21 @@ def read_hits(run: Run, task: Task, findings: Findings) -> tuple[Hits, Rank]:
 
 def describe_queries(task: Task, scored: np.ndarray) -> dict[str, list[Any]]:
     """Columns with one item per scored query; object_size is in % of the image, None if it is unknown."""
-    gallery = {path: task.annotations[path] for path in task.gallery}
-    occurrences: Counter[tuple[str, int]] = Counter()
-    for entry in gallery.values():
-        set_name = set_of(entry)
-        occurrences.update((set_name, instance) for instance in instances_of(entry))
-    sizes = object_sizes(gallery, task.find_size)
     entries = [task.annotations[task.queries[number]] for number in scored]
-    keys = [[(set_of(entry), instance) for instance in instances_of(entry)] for entry in entries]
+    sizes = [size_of_image(path, task.annotations[path], task.find_size) for path in task.gallery]
+    shares = object_shares(task.objects, sizes)
+    _, firsts, of_query = np.unique(task.instances[scored], return_index=True, return_inverse=True)
+    of_instance = [objects_of(task.objects, entries[first]) for first in firsts]
+    difficulties = [difficulty(len(objects)) for objects in of_instance]
+    object_sizes = [mean_or_none(shares[objects]) for objects in of_instance]
     return {
         "path": [task.queries[number] for number in scored],
         "set": list(map(set_of, entries)),
         "split": [entry.get("split") for entry in entries],
         "instance": list(map(name_of_instances, entries)),
         "relevant": [len(task.relevant[number]) for number in scored],
-        "difficulty": [difficulty(sum(occurrences[key] for key in of_query)) for of_query in keys],
-        "object_size": [mean_or_none([sizes[key] for key in of_query if key in sizes]) for of_query in keys],
+        "difficulty": [difficulties[number] for number in of_query],
+        "object_size": [object_sizes[number] for number in of_query],
     }
 
 
@@ -195,19 +193,10 @@ def size_class(share: float | None) -> str:
     return "unknown" if share is None else next(name for name, limit in SIZES if share < limit)
 
 
-def mean_or_none(values: list[float]) -> float | None:
-    return float(np.mean(values)) if values else None
-
-
-def object_sizes(gallery: Annotations, find_size: SizeFinder) -> dict[tuple[str, int], float]:
-    """(set, instance) -> mean share, in % of the image, that its boxes cover in the gallery."""
-    shares = defaultdict(list)
-    for path, entry in gallery.items():
-        size, set_name = size_of_image(path, entry, find_size), set_of(entry)
-        if size:
-            for box, instance in zip(boxes_of(entry), instances_of(entry)):
-                shares[set_name, instance].append(box_share(box, size))
-    return {instance: float(np.mean(values)) for instance, values in shares.items()}
+def mean_or_none(values: np.ndarray) -> float | None:
+    """The mean of what is known; None if nothing is."""
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if len(known) else None
 
 
 # --------------------------------------------------------------------------------------------------------------- scores

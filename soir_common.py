@@ -226,11 +226,8 @@ def _query_faults(entry: Entry, rules: SetRules | None) -> Iterator[tuple[str, s
 
 def _gallery_faults(entry: Entry, rules: SetRules | None) -> Iterator[tuple[str, str]]:
     boxes, masks, ids, num_ins = entry["bbox"], entry.get("mask", []), entry["ins"], entry.get("num_ins")
-    wrong = [
-        field
-        for field, value in (("bbox", boxes), ("mask", masks), ("ins", ids), ("num_ins", num_ins))
-        if not isinstance(value, (list, tuple)) and not (field == "num_ins" and value is None)
-    ]
+    lists = {"bbox": boxes, "mask": masks, "ins": ids, "num_ins": () if num_ins is None else num_ins}
+    wrong = [field for field, value in lists.items() if not isinstance(value, (list, tuple))]
     for field in wrong:
         yield "field-type", f"{field} is not a list"
     if wrong:

@@ -18,6 +18,7 @@ from soir_console import Findings, progress_bar
 
 import os
 from collections import Counter
+from itertools import chain
 from typing import Any, Iterator, NamedTuple
 
 import numpy as np
@@ -33,8 +34,8 @@ from soir_runs import as_boxes
 # would take 10 % longer; of three times the size, 15 % less.
 BLOCK = 32_000_000
 
-# How many numbers (vectors x dimension) are processed at a time: 8 MB as float32.
-CHUNK = 2_000_000
+# How many numbers (vectors x dimension) are processed at a time: 2 MB as float32, which a processor's cache holds.
+CHUNK = 500_000
 
 # Up to this many relevant images are each compared with all images; if there are more, the similarities are sorted
 # once. The number at which both take the same time depends on the processor: 20 (sorting with AVX-512) to 500.
@@ -46,7 +47,7 @@ class Features(NamedTuple):
 
     vectors: np.ndarray  # any real type [V, dimension]
     lengths: np.ndarray  # float64 [V]: Euclidean length of each; 0 for one that cannot be used
-    rows: dict[str, np.ndarray]  # path -> int64 [objects]: its usable vectors
+    rows: dict[str, list[int]]  # path -> its usable vectors
     boxes: np.ndarray | None  # float64 [V, 4], NaN where there is none; None if no image has boxes
 
 
@@ -61,6 +62,7 @@ class Columns(NamedTuple):
     """The gallery that queries of one kind compete over, as columns of a matrix of similarities."""
 
     positions: np.ndarray  # int64 [images], in the gallery: of the images that have vectors
+    is_whole: bool  # whether all images have
     column_of: np.ndarray  # int64 [gallery]: which image of these a position is; -1 for none
     rows: np.ndarray  # int64 [objects]: the vectors, image by image
     starts: np.ndarray  # int64 [images]: where in `rows` the objects of each image begin
@@ -119,7 +121,7 @@ def read_index(content: dict[str, Any], annotations: Annotations, limit: int) ->
     for row, name in enumerate(paths):
         if name in annotations:
             rows.setdefault(name, []).append(row)
-    return Features(vectors, lengths_of(vectors), {name: np.array(r) for name, r in rows.items()}, boxes)
+    return Features(vectors, lengths_of(vectors), rows, boxes)
 
 
 def read_images(
@@ -165,7 +167,7 @@ def stack(images: dict[str, Objects | None], dimension: int) -> Features:
         for name in list(images):
             objects = images[name]
             stop = start + (len(objects.vectors) if objects else 0)
-            rows[name] = np.arange(start, stop)
+            rows[name] = list(range(start, stop))
             if objects:
                 vectors[start:stop] = objects.vectors
                 if boxes is not None and objects.boxes is not None:
@@ -233,20 +235,21 @@ def without_odd_boxes(features: Features, findings: Findings) -> Features:
 
 def without_unusable(features: Features, annotations: Annotations, findings: Findings) -> Features:
     """The features without vectors that are not finite, or zero; images without a usable one are listed."""
-    usable: dict[str, np.ndarray] = {}
-    is_usable = features.lengths > 0
-    all_usable = bool(is_usable.all())
+    usable: dict[str, list[int]] = {}
+    is_usable = (features.lengths > 0).tolist()
     for name in annotations:
         rows = features.rows.get(name)
-        sound = rows if rows is None or all_usable else rows[is_usable[rows]]
-        if sound is not None and len(sound):
+        sound = [row for row in rows or () if is_usable[row]]
+        if sound:
             usable[name] = sound
+        if rows is not None and len(sound) == len(rows):
+            continue
         kind, outcome = _kind_of(name, annotations)
-        if rows is None or sound is None:
+        if rows is None:
             findings.skip(f"{kind} without a feature, {outcome}", name)
-        elif len(rows) and not len(sound):
+        elif not sound:
             findings.skip(f"{kind} whose feature is not finite, or zero, {outcome}", name)
-        elif len(sound) < len(rows):
+        else:
             findings.skip(f"{kind} with a vector that is not finite, or zero, left out", name)
     return features._replace(rows=usable)
 
@@ -277,8 +280,8 @@ def find_by_features(features: Features, task: Task) -> Iterator[Found]:
         columns = scored.columns
         ranks_of_all, images_of_all = [], []
         for number, similarities in zip(scored.numbers, scored.images):
-            at = columns.column_of[task.relevant[number]]
-            ranks, images = rank_images(similarities, at[at >= 0])
+            images = columns.column_of[task.relevant[number]]
+            ranks, images = rank_images(similarities, images if columns.is_whole else images[images >= 0])
             ranks_of_all.append(ranks)
             images_of_all.append(images)
         counts = np.array(list(map(len, ranks_of_all)))
@@ -318,14 +321,17 @@ def rank_images(similarities: np.ndarray, images: np.ndarray) -> tuple[np.ndarra
         ]
         ranks = np.array(ahead, dtype=np.int64) + 1
     else:
-        order = np.argsort(scores)  # a search for sorted values is several times faster
+        order = scores.argsort()[::-1]  # a search for sorted values is several times faster
         scores, images = scores[order], images[order]
         ascending = np.sort(similarities)
-        last = np.searchsorted(ascending, scores, side="right")
-        ranks = len(similarities) - last + 1
-        for number in np.flatnonzero((last > 1) & (ascending[last - 2] == scores)):  # tied with another image
+        last = ascending.searchsorted(scores, side="right")
+        ranks = len(similarities) + 1 - last
+        tied = np.flatnonzero(ascending[last - 2] == scores)  # with another image, or it is the only one
+        if not len(tied):
+            return ranks, images
+        for number in tied:
             ranks[number] += np.count_nonzero(similarities[: images[number]] == scores[number])
-    order = np.argsort(ranks, kind="stable")  # quick, since most of them are in order already
+    order = ranks.argsort(kind="stable")
     return ranks[order], images[order]
 
 
@@ -371,9 +377,10 @@ def make_columns(features: Features, task: Task, candidates: np.ndarray) -> Colu
     column_of = np.full(len(task.gallery), -1, dtype=np.int64)
     column_of[positions] = np.arange(len(positions))
     starts = np.cumsum([0, *map(len, rows_of_images)], dtype=np.int64)[:-1]
-    rows = np.concatenate(rows_of_images) if rows_of_images else np.zeros(0, dtype=np.int64)
+    rows = np.array(list(chain.from_iterable(rows_of_images)), dtype=np.int64)
     vectors, copies = distinct_rows(unit_rows(features, rows))
-    return Columns(np.array(positions, dtype=np.int64), column_of, rows, starts, vectors, copies)
+    is_whole = len(positions) == len(candidates)
+    return Columns(np.array(positions, dtype=np.int64), is_whole, column_of, rows, starts, vectors, copies)
 
 
 def unit_rows(features: Features, rows: np.ndarray) -> np.ndarray:
@@ -382,9 +389,9 @@ def unit_rows(features: Features, rows: np.ndarray) -> np.ndarray:
     step = max(1, CHUNK // max(1, units.shape[1]))
     for start in range(0, len(rows), step):
         chosen = rows[start : start + step]
-        block = as_float32(features.vectors[chosen])
-        np.divide(block, features.lengths[chosen, None], out=units[start : start + step], casting="same_kind")
-    units += 0.0  # -0.0 becomes 0.0, so that equal vectors are equal bytes
+        block = units[start : start + step]
+        np.divide(as_float32(features.vectors[chosen]), features.lengths[chosen, None], out=block, casting="same_kind")
+        block += 0.0  # -0.0 becomes 0.0, so that equal vectors are equal bytes
     return units
 
 
@@ -408,7 +415,7 @@ def as_bytes(matrix: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(matrix).view(kind).reshape(-1)
 
 
-def split_by_rows(rows: list[np.ndarray], step: int) -> Iterator[slice]:
+def split_by_rows(rows: list[list[int]], step: int) -> Iterator[slice]:
     """Yield slices of queries that have at most `step` vectors together, or are one."""
     start = held = 0
     for stop, own in enumerate(rows):
@@ -426,7 +433,7 @@ def score_block(features: Features, task: Task, numbers: list[int], columns: Col
     buffer  float32 [rows, distinct], to be used again and again: the system would clear new memory each time
     """
     rows = [features.rows[task.queries[number]] for number in numbers]
-    vectors, copies = distinct_rows(unit_rows(features, np.concatenate(rows)))
+    vectors, copies = distinct_rows(unit_rows(features, np.array(list(chain.from_iterable(rows)))))
     out = buffer[: len(vectors)] if len(vectors) <= len(buffer) else None
     objects = np.matmul(vectors, columns.vectors.T, out=out)
     if copies is not None:

@@ -9,7 +9,6 @@ import gc
 import json
 import os
 import re
-import socket
 import stat
 from contextlib import contextmanager, suppress
 from typing import Any, BinaryIO, Iterable, Iterator
@@ -159,6 +158,8 @@ def whole_file(path: str) -> Iterator[BinaryIO]:
     killed run left behind is removed by the next run with the same output.
     Raises SoirError if the file cannot be written; `path` is then unchanged.
     """
+    import socket  # here, not above: --help has no need of it, and it takes 2 ms
+
     _check_output(path)
     path = os.path.realpath(path)  # a link stays a link, its target is replaced
     prefix = f"{path}.{socket.gethostname()}-"

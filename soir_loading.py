@@ -100,8 +100,10 @@ def check_repeats(path: str, sizes: Iterable[int]) -> None:
 # A tuple may hold numbers only, and few, as boxes do: nested tuples as keys can overrun the stack when they are hashed.
 # FRAME (\x95) is harmless: with all of the pickle in memory, the unpickler does not look at where a frame ends.
 _NUMBER = rb"(?:K.|M..|J....|G.{8})"
+# The texts of up to 100 bytes, an alternative for each length. Longer ones are counted below, which takes longer.
+_TEXT = rb"X(?:%s)" % b"|".join(rb"\x%02x\x00\x00\x00.{%d}" % (length, length) for length in range(1, 101))
 _PLAIN = (
-    rb"(?:[hq\x80].|r...%(highest)s|[.N\x88\x89\])}aesu\x94]|j....|\x95.{8}"  # the most frequent first
+    rb"(?:[hq\x80].|r...%(highest)s|[.N\x88\x89\])}aesu\x94]|%(text)s|j....|\x95.{8}"  # the most frequent first
     rb"|\((?:%(number)s{0,16}t)?|%(number)s{3,1000}[\x85-\x87]?|%(number)s{2}[\x85\x86]?|%(number)s\x85?){0,1000}"
 )
 # Texts, bytes and large integers: the opcodes, and how many bytes of length follow. As a list, which is quicker.
@@ -122,7 +124,7 @@ def _is_plain(data: bytes) -> bool:
     # The unpickler makes its memo as long as the largest index: 34 GB for 2^31. Picklers count the index up from 0, so
     # in a pickle of n bytes none can be larger than n / 4. Here its highest byte is checked.
     highest = b"[\\x00-\\x%02x]" % min(len(data) // 4 >> 24, 255)
-    match: Any = re.compile(_PLAIN % {b"number": _NUMBER, b"highest": highest}, re.DOTALL).match
+    match: Any = re.compile(_PLAIN % {b"number": _NUMBER, b"text": _TEXT, b"highest": highest}, re.DOTALL).match
     position, longs, size = 0, 0, len(data)
     while position < size:
         start, position = position, match(data, position).end()  # it always matches

@@ -41,7 +41,7 @@ from soir_pictures import (
     open_photograph,
     short_names,
 )
-from soir_protocol import Ranking, Task, boxes_in_pixels, name_of_instances
+from soir_protocol import Ranking, Task, boxes_in_pixels, name_of_instances, objects_of
 from soir_statistics import MAX_SETS, by_set, label_of
 
 # -------------------------------------------------------------------------------------- instances of an annotation file
@@ -235,8 +235,9 @@ def image_tile(
     predicted: list[Box] = []
     boxes: list[Box] = []
     if image.is_right:
-        instances = instances_of(task.annotations[task.queries[number]])
-        boxes = [box for box in boxes_in_pixels(task, image.position, instances) if not math.isnan(box[0])]
+        shown = objects_of(task.objects, task.annotations[task.queries[number]])
+        shown = shown[task.objects.images[shown] == image.position]
+        boxes = [(x1, y1, x2, y2) for x1, y1, x2, y2 in boxes_in_pixels(task, shown).tolist() if not math.isnan(x1)]
     if ranking is not None and image.place is not None:
         if image.place >= 5:
             label = f"next relevant: rank {image.place + 1}"

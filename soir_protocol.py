@@ -14,11 +14,11 @@ junk: taken out of the ranking, neither right nor wrong. A val query competes ov
 from __future__ import annotations
 
 import math
-from typing import Any, Iterable, Iterator, NamedTuple
+from typing import Any, Iterable, Iterator, NamedTuple, Sequence
 
 import numpy as np
 
-from soir_common import Annotations, Box, Entry, boxes_of_instance, instances_of, pixel_box, set_of
+from soir_common import Annotations, Entry, Size, instances_of, pixel_box, set_of
 from soir_forms import SizeFinder
 
 # The K of the metrics at K.
@@ -26,6 +26,14 @@ RANKS = (1, 5, 10, 50, 100)
 
 # The sets whose val images keep the annotations of val instances only.
 SETS_WITH_JUNK = ("OWID",)
+
+
+class Objects(NamedTuple):
+    """The annotated objects of the gallery, image by image."""
+
+    images: np.ndarray  # int64 [N], ascending: positions in the gallery
+    boxes: np.ndarray  # float64 [N, 4], (x1, y1, x2, y2) in pixels; NaN where the box is the whole image
+    of: dict[tuple[str, int], np.ndarray]  # (set, instance) -> int64, ascending: which of these N show it
 
 
 class Task(NamedTuple):
@@ -38,6 +46,7 @@ class Task(NamedTuple):
     kinds: np.ndarray  # int64 [queries]: which of `candidates`
     relevant: list[np.ndarray]  # of each query, int64 [images], ascending: the positions of its relevant images
     instances: np.ndarray  # int64 [queries]: a number for the (set, instance) of each
+    objects: Objects
     others: frozenset[str]  # the other paths of the annotation file, which --set and --split leave out
     find_size: SizeFinder  # says how large an image is; asked only for boxes that are the whole image
 
@@ -70,7 +79,7 @@ class Hits(NamedTuple):
 
 
 class Truth(NamedTuple):
-    """The boxes of all instances in their relevant images."""
+    """The boxes of the instances of all queries in their relevant images."""
 
     keys: np.ndarray  # int64 [N], ascending: of an instance in an image, see `truth_keys`
     starts: np.ndarray  # int64 [N + 1]: its boxes are starts[i] to starts[i + 1]
@@ -85,16 +94,12 @@ def make_task(annotations: Annotations, others: Iterable[str] = (), find_size: S
     """
     queries = [path for path, entry in annotations.items() if entry["is_query"]]
     gallery = [path for path, entry in annotations.items() if not entry["is_query"]]
-    shows: dict[tuple[str, int], list[int]] = {}
+    entries = [annotations[path] for path in gallery]
     members: dict[str, list[int]] = {}
-    is_val = np.zeros(len(gallery), dtype=bool)
-    for position, path in enumerate(gallery):
-        entry = annotations[path]
-        set_name = set_of(entry)
-        is_val[position] = entry.get("split") == "val"
-        members.setdefault(set_name, []).append(position)
-        for instance in set(instances_of(entry)):
-            shows.setdefault((set_name, instance), []).append(position)
+    for position, entry in enumerate(entries):
+        members.setdefault(set_of(entry), []).append(position)
+    is_val = np.array([entry.get("split") == "val" for entry in entries], dtype=bool)
+    objects = gather_objects(entries, members)
 
     kinds: dict[tuple[str, bool], int] = {}
     candidates: list[np.ndarray] = []
@@ -111,8 +116,7 @@ def make_task(annotations: Annotations, others: Iterable[str] = (), find_size: S
             candidates.append(positions[~is_val[positions]] if has_junk else positions)
         key = set_name, tuple(instances_of(entry)), kind
         if key not in known:
-            shown = {position for instance in key[1] for position in shows.get((set_name, instance), ())}
-            positions = np.array(sorted(shown), dtype=np.int64)
+            positions = np.unique(objects.images[objects_of(objects, entry)])
             known[key] = positions[~is_val[positions]] if has_junk else positions
         kind_of_query[number] = kind
         relevant.append(known[key])
@@ -124,9 +128,45 @@ def make_task(annotations: Annotations, others: Iterable[str] = (), find_size: S
         kind_of_query,
         relevant,
         number_instances([annotations[path] for path in queries]),
+        objects,
         frozenset(others),
         find_size,
     )
+
+
+def gather_objects(entries: list[Entry], members: dict[str, list[int]]) -> Objects:
+    """The objects of gallery images.
+
+    entries  in the order of the gallery
+    members  set -> the positions of its images
+    """
+    counts = np.array([len(entry["ins"]) for entry in entries], dtype=np.int64)
+    images = np.repeat(np.arange(len(entries)), counts)
+    ids = np.fromiter((instance for entry in entries for instance in entry["ins"]), np.int64, len(images))
+    whole = (math.nan,) * 4
+    numbers = (number for entry in entries for box in entry["bbox"] for number in box or whole)
+    boxes = np.fromiter(numbers, np.float64, 4 * len(images)).reshape(-1, 4)
+    set_of_image = np.empty(len(entries), dtype=np.int64)
+    for number, positions in enumerate(members.values()):
+        set_of_image[positions] = number
+    sets = set_of_image[images]
+
+    order = np.lexsort((ids, sets))  # stable, so the objects of an instance stay image by image
+    ids, sets = ids[order], sets[order]
+    is_first = np.ones(len(order), dtype=bool)
+    is_first[1:] = (ids[1:] != ids[:-1]) | (sets[1:] != sets[:-1])
+    firsts = np.flatnonzero(is_first)
+    parts = np.split(order, firsts[1:])
+    names = list(members)
+    keys = [(names[number], instance) for number, instance in zip(sets[firsts].tolist(), ids[firsts].tolist())]
+    return Objects(images, boxes, dict(zip(keys, parts)))
+
+
+def objects_of(objects: Objects, query: Entry) -> np.ndarray:
+    """int64 [N], ascending: the objects that show any instance of a query."""
+    keys = [(set_of(query), instance) for instance in set(instances_of(query))]
+    parts = [objects.of[key] for key in keys if key in objects.of]
+    return parts[0] if len(parts) == 1 else np.sort(np.concatenate([np.zeros(0, dtype=np.int64), *parts]))
 
 
 def number_instances(entries: list[Entry]) -> np.ndarray:
@@ -187,16 +227,17 @@ def gather_hits(task: Task, found: Iterable[Found]) -> Hits:
 def true_boxes(task: Task) -> Truth:
     """The boxes of the instances of all queries in their relevant images."""
     keys = [np.zeros(0, np.int64)]
-    counts, boxes = [0], []
+    shown = [np.zeros(0, np.int64)]
     _, examples = np.unique(truth_keys(task, np.arange(len(task.queries)), 0), return_index=True)
     for number in examples.tolist():
-        keys.append(truth_keys(task, number, task.relevant[number]))
-        instances = instances_of(task.annotations[task.queries[number]])
-        for position in task.relevant[number].tolist():
-            shown = boxes_in_pixels(task, position, instances)
-            counts.append(len(shown))
-            boxes += shown
-    return Truth(np.concatenate(keys), np.cumsum(counts), np.array(boxes, dtype=np.float64).reshape(-1, 4))
+        objects = objects_of(task.objects, task.annotations[task.queries[number]])
+        images = task.objects.images[objects]
+        is_relevant = np.isin(images, task.relevant[number])  # and not junk
+        keys.append(truth_keys(task, number, images[is_relevant]))
+        shown.append(objects[is_relevant])
+    unique, starts = np.unique(np.concatenate(keys), return_index=True)
+    objects = np.concatenate(shown)
+    return Truth(unique, np.append(starts, len(objects)), boxes_in_pixels(task, objects))
 
 
 def truth_keys(task: Task, queries: Any, positions: Any) -> Any:
@@ -204,16 +245,29 @@ def truth_keys(task: Task, queries: Any, positions: Any) -> Any:
     return (task.instances[queries] * len(task.candidates) + task.kinds[queries]) * len(task.gallery) + positions
 
 
-def boxes_in_pixels(task: Task, position: int, instances: list[int]) -> list[Box]:
-    """The boxes of some instances in a gallery image; NaN for a whole image of which nobody knows how large it is."""
-    path = task.gallery[position]
-    entry = task.annotations[path]
-    boxes = [box for instance in instances for box in boxes_of_instance(entry, instance)]
-    if None not in boxes:
-        return [box for box in boxes if box is not None]
-    size = task.find_size(path)
-    unknown = (math.nan, math.nan, math.nan, math.nan)
-    return [pixel_box(box, size) if size else box or unknown for box in boxes]
+def boxes_in_pixels(task: Task, objects: np.ndarray) -> np.ndarray:
+    """float64 [N, 4]: the boxes of some objects; NaN for a whole image of which nobody knows how large it is.
+
+    objects  int64 [N]: which of `task.objects`
+    """
+    boxes: np.ndarray = task.objects.boxes[objects]
+    for number in np.flatnonzero(np.isnan(boxes[:, 0])).tolist():
+        size = task.find_size(task.gallery[task.objects.images[objects[number]]])
+        if size:
+            boxes[number] = pixel_box(None, size)
+    return boxes
+
+
+def object_shares(objects: Objects, sizes: Sequence[Size | None]) -> np.ndarray:
+    """float64 [objects]: the share of its image, in %, that the box of each covers; NaN where nobody knows.
+
+    sizes  (height, width) of each gallery image, or None
+    """
+    pixels = np.array([size[0] * size[1] if size else math.nan for size in sizes], dtype=np.float64)
+    x1, y1, x2, y2 = objects.boxes.T
+    shares: np.ndarray = 100 * ((x2 - x1) * (y2 - y1)) / pixels[objects.images]
+    shares[np.isnan(x1)] = 100  # the whole image, however large it is
+    return shares
 
 
 def best_ious(boxes: np.ndarray, images: np.ndarray, truth: Truth) -> np.ndarray:

@@ -182,6 +182,7 @@ def test_an_interrupt_while_a_progress_bar_is_made_is_told_in_one_line(small_sou
         raise KeyboardInterrupt
 
     def prepare():
+        sys.stderr.isatty = lambda: True  # else there are no bars
         tqdm.__init__ = interrupted
 
     run = Fork("create_dataset.py", *job("create_dataset.py", small_source, tmp_path)[0], prepare=prepare)
