@@ -48,10 +48,11 @@ ROWS = [
 
 
 def statistics(
-    entries: Annotations, sizes: dict[str, Size], detections: Detections | None
+    entries: Annotations, relevant: dict[str, int], sizes: dict[str, Size], detections: Detections | None
 ) -> dict[str, dict[str, Any]]:
     """What is in each set: set -> figure -> value, None for what cannot be known.
 
+    relevant    path of a query -> how many gallery images are relevant to it
     sizes       (height, width) of the images, as far as they are known from masks or image headers
     detections  image path -> the boxes that a detector found; None if no file of them was given
     """
@@ -62,7 +63,7 @@ def statistics(
             "gallery_images": len(gallery),
             **object_figures(gallery, sizes),
             **({} if detections is None else detection_figures(gallery, sizes, detections)),
-            **instance_figures(queries, gallery),
+            **instance_figures(queries, gallery, [relevant[path] for path in queries]),
             "splits": split_figures(queries, gallery),
         }
     return figures
@@ -110,11 +111,10 @@ def split_figures(queries: Annotations, gallery: Annotations) -> dict[str, dict[
     return {split: dict(number) for split, number in sorted(counts.items())}
 
 
-def instance_figures(queries: Annotations, gallery: Annotations) -> dict[str, Any]:
-    """How often the instances are shown, and how many images answer a query."""
+def instance_figures(queries: Annotations, gallery: Annotations, relevant: list[int]) -> dict[str, Any]:
+    """How often the instances are shown, and how many images are relevant to each query."""
     occurrences = Counter(instance for entry in gallery.values() for instance in entry["ins"])
     classes = Counter(map(difficulty, occurrences.values()))
-    relevant = relevant_images(queries, gallery)
     return {
         "instances": len(occurrences.keys() | {i for entry in queries.values() for i in instances_of(entry)}),
         "instances_easy": classes["easy"],
@@ -125,18 +125,6 @@ def instance_figures(queries: Annotations, gallery: Annotations) -> dict[str, An
         "relevant_per_query_max": max(relevant, default=None),
         "queries_unanswered": sum(number == 0 for number in relevant),
     }
-
-
-def relevant_images(queries: Annotations, gallery: Annotations) -> list[int]:
-    """How many gallery images answer each query: those that show any of its instances."""
-    images = Counter(instance for entry in gallery.values() for instance in set(entry["ins"]))
-    if not any(isinstance(entry["ins"], (list, tuple)) for entry in queries.values()):
-        return [images[entry["ins"]] for entry in queries.values()]
-    paths: defaultdict[int, set[str]] = defaultdict(set)
-    for path, entry in gallery.items():
-        for instance in entry["ins"]:
-            paths[instance].add(path)
-    return [len(set().union(*(paths.get(i, ()) for i in instances_of(entry)))) for entry in queries.values()]
 
 
 def mean(values: list[Any]) -> float | None:

@@ -13,8 +13,8 @@ Exit status: 0 fine, 1 the file has errors (with --strict: or warnings), 2 it co
 
 from __future__ import annotations
 
-from soir_console import Findings as DetectionFindings
 from soir_console import (
+    Findings,
     add_input_options,
     exit_status,
     instance_id,
@@ -60,6 +60,7 @@ from soir_images import absolute_base, check_no_image, full_path, image_size
 from soir_masks import examine_masks, mask_faults
 from soir_pictures import write_pages
 from soir_previews import Choice, draw_instances
+from soir_protocol import make_task
 from soir_statistics import by_set, label_of, print_statistics, statistics
 
 # Every check: whether it finds errors or warnings, and what it finds. The names are stable, for whoever reads the JSON.
@@ -109,16 +110,16 @@ class Issue(NamedTuple):
     detail: str
 
 
-class Findings:
+class Issues:
     """What the checks found.
 
-    issues  in the order found, up to MAX_ISSUES
+    kept    in the order found, up to MAX_ISSUES
     counts  check -> number of issues, all of them
     faulty  paths that have an error
     """
 
     def __init__(self) -> None:
-        self.issues: list[Issue] = []
+        self.kept: list[Issue] = []
         self.counts: Counter[str] = Counter()
         self.faulty: set[str] = set()
 
@@ -127,8 +128,8 @@ class Findings:
         self.counts[check] += 1
         if CHECKS[check][0] == "error":
             self.faulty.add(path)
-        if len(self.issues) < MAX_ISSUES:
-            self.issues.append(Issue(check, path, detail))
+        if len(self.kept) < MAX_ISSUES:
+            self.kept.append(Issue(check, path, detail))
 
     def count(self, severity: str) -> int:
         return sum(number for check, number in self.counts.items() if CHECKS[check][0] == severity)
@@ -138,23 +139,28 @@ class Findings:
 
 
 def check_all(
-    annotations: Annotations, base_path: str | None, skip_paths: bool, sample_masks: int | None, findings: Findings
-) -> tuple[Annotations, dict[str, Size]]:
-    """Run all checks. Returns the entries whose fields can be relied on, and (height, width) of the known images."""
-    entries = check_entries(annotations, findings)
-    sizes = check_masks(entries, sample_masks, findings)
+    annotations: Annotations, base_path: str | None, skip_paths: bool, sample_masks: int | None, issues: Issues
+) -> tuple[Annotations, dict[str, int], dict[str, Size]]:
+    """Run all checks.
+
+    Returns (the entries whose fields can be relied on, the number of images that are relevant to each query, (height,
+    width) of the known images).
+    """
+    entries = check_entries(annotations, issues)
+    sizes = check_masks(entries, sample_masks, issues)
     if not skip_paths:
-        sizes.update(check_paths(annotations, base_path, sizes, findings))
+        sizes.update(check_paths(annotations, base_path, sizes, issues))
     for path, size in sizes.items():
         for check, detail in extent_faults(entries[path], size) if path in entries else ():
-            findings.add(check, path, detail)
-    check_sets(entries, findings)
+            issues.add(check, path, detail)
+    check_sets(entries, issues)
+    relevant = count_relevant(entries)
     if len(entries) == len(annotations):  # what is broken would make queries look unanswered
-        check_retrieval(entries, findings)
-    return entries, sizes
+        check_retrieval(entries, relevant, issues)
+    return entries, relevant, sizes
 
 
-def check_entries(annotations: Annotations, findings: Findings) -> Annotations:
+def check_entries(annotations: Annotations, issues: Issues) -> Annotations:
     """Check the fields and boxes of every entry. Returns the entries whose fields can be relied on."""
     sound = {}
     for path, entry in progress_bar("entries", annotations.items()):
@@ -163,7 +169,7 @@ def check_entries(annotations: Annotations, findings: Findings) -> Annotations:
             sound[path] = entry
             faults = list(entry_doubts(entry))
         for check, detail in faults:
-            findings.add(check, path, detail)
+            issues.add(check, path, detail)
     return sound
 
 
@@ -176,7 +182,7 @@ class Object(NamedTuple):
     mask: Any
 
 
-def check_masks(entries: Annotations, sample: int | None, findings: Findings) -> dict[str, Size]:
+def check_masks(entries: Annotations, sample: int | None, issues: Issues) -> dict[str, Size]:
     """Check every mask, or a sample. Returns the (height, width) that the masks of each image agree on."""
     objects = [
         Object(path, entry["is_query"], box, mask)
@@ -191,16 +197,16 @@ def check_masks(entries: Annotations, sample: int | None, findings: Findings) ->
         size = sizes.setdefault(item.path, reading.size)
         if reading.size is not None and size not in (reading.size, None):
             h, w = reading.size
-            findings.add("mask-size", item.path, f"{w} x {h} and {size[1]} x {size[0]}")
+            issues.add("mask-size", item.path, f"{w} x {h} and {size[1]} x {size[0]}")
             sizes[item.path] = None
         if reading.box is None or reading.box != item.box:  # equal boxes need no further check, and most are equal
             for check, detail in mask_faults(reading, item.box, item.is_query):
-                findings.add(check, item.path, detail)
+                issues.add(check, item.path, detail)
     return {path: size for path, size in sizes.items() if size is not None}
 
 
 def check_paths(
-    paths: Iterable[Any], base_path: str | None, mask_sizes: dict[str, Size], findings: Findings
+    paths: Iterable[Any], base_path: str | None, mask_sizes: dict[str, Size], issues: Issues
 ) -> dict[str, Size]:
     """Check that every path is an image, by its header, of the size of its masks. Returns (height, width) of each."""
     sizes = {}
@@ -209,21 +215,21 @@ def check_paths(
             continue
         full = full_path(path, base_path)
         if full is None:
-            findings.add("path-outside", path)
+            issues.add("path-outside", path)
             continue
         try:
             size = sizes[path] = image_size(full)
         except OSError as error:
             if not path_exists(full):
-                findings.add("path-missing", path)
+                issues.add("path-missing", path)
             elif not os.path.isfile(full):
-                findings.add("path-not-file", path)
+                issues.add("path-not-file", path)
             else:
-                findings.add("path-not-image", path, str(error)[-80:])
+                issues.add("path-not-image", path, str(error)[-80:])
             continue
         if mask_sizes.get(path, size) != size:
             h, w = mask_sizes[path]
-            findings.add("image-size", path, f"image {size[1]} x {size[0]}, mask {w} x {h}")
+            issues.add("image-size", path, f"image {size[1]} x {size[0]}, mask {w} x {h}")
     return sizes
 
 
@@ -234,67 +240,73 @@ def path_exists(path: str) -> bool:
         return False
 
 
-def check_retrieval(entries: Annotations, findings: Findings) -> None:
-    """Check that queries have answers and instances have queries, within each set."""
+def count_relevant(entries: Annotations) -> dict[str, int]:
+    """Path of a query -> how many gallery images are relevant to it, of entries whose fields can be relied on."""
+    task = make_task(entries)
+    return dict(zip(task.queries, map(len, task.relevant)))
+
+
+def check_retrieval(entries: Annotations, relevant: dict[str, int], issues: Issues) -> None:
+    """Check that queries have relevant images and instances have queries, within each set."""
     for name, (queries, gallery) in by_set(entries).items():
         if queries and gallery:
             shown = {instance for entry in gallery.values() for instance in entry["ins"]}
             queried = {instance for entry in queries.values() for instance in instances_of(entry)}
             for path, entry in queries.items():
-                if shown.isdisjoint(instances_of(entry)):
-                    findings.add("query-unanswered", path, f"instance {', '.join(map(str, instances_of(entry)))}")
+                if not relevant[path]:
+                    issues.add("query-unanswered", path, f"instance {', '.join(map(str, instances_of(entry)))}")
             for instance in sorted(shown - queried):
-                findings.add("instance-unqueried", f"{label_of(name)} instance {instance}")
+                issues.add("instance-unqueried", f"{label_of(name)} instance {instance}")
         else:
-            findings.add("set-one-sided", label_of(name), "queries only" if queries else "gallery images only")
+            issues.add("set-one-sided", label_of(name), "queries only" if queries else "gallery images only")
 
 
-def check_sets(entries: Annotations, findings: Findings) -> None:
+def check_sets(entries: Annotations, issues: Issues) -> None:
     """Check that the sets are alike in themselves, and named as they should be; and that no path is there twice."""
     odd = [path for path in entries if path.startswith(("./", "../")) or re.search(r"//|/\.\.?/", path)]
     spellings = Counter(map(posixpath.normpath, odd))
     for path in odd:
         name = posixpath.normpath(path)
         if spellings[name] + (name in entries and name not in odd) > 1:
-            findings.add("path-twice", path, name)
+            issues.add("path-twice", path, name)
     for check, name, detail in set_doubts(entries):
-        findings.add(check, label_of(name), detail)
+        issues.add(check, label_of(name), detail)
 
 
 # -------------------------------------------------------------------------------------------------------------- report
 
 
-def print_issues(findings: Findings, verbose: bool) -> None:
+def print_issues(issues: Issues, verbose: bool) -> None:
     """Print one line per kind of issue, with a count and the first few paths; all of them if verbose."""
     groups = defaultdict(list)
-    for issue in findings.issues:
+    for issue in issues.kept:
         groups[issue.check].append(issue)
     for severity in ("error", "warning"):
         for check, (kind, text) in CHECKS.items():
-            if kind != severity or not findings.counts[check]:
+            if kind != severity or not issues.counts[check]:
                 continue
-            print(f"\n{severity} {check}: {text}: {findings.counts[check]:,}")
+            print(f"\n{severity} {check}: {text}: {issues.counts[check]:,}")
             shown = groups[check] if verbose else groups[check][:3]
             for _, path, detail in shown:
                 print(f"  {printable(f'{path} ({detail})' if detail else path)}")
-            if findings.counts[check] > len(shown):
+            if issues.counts[check] > len(shown):
                 print("  ...")
 
 
-def make_report(ann_file: str, passed: bool, findings: Findings, figures: dict[str, Any]) -> dict[str, Any]:
+def make_report(ann_file: str, passed: bool, issues: Issues, figures: dict[str, Any]) -> dict[str, Any]:
     """The JSON: all that the terminal shows, and every issue in full."""
     return {
         "file": ann_file,
         "passed": passed,
-        "errors": findings.count("error"),
-        "warnings": findings.count("warning"),
+        "errors": issues.count("error"),
+        "warnings": issues.count("warning"),
         "checks": {
-            check: {"severity": severity, "description": text, "count": findings.counts[check]}
+            check: {"severity": severity, "description": text, "count": issues.counts[check]}
             for check, (severity, text) in CHECKS.items()
         },
         "issues": [
             {"check": check, "severity": CHECKS[check][0], "path": path, "detail": detail}
-            for check, path, detail in findings.issues
+            for check, path, detail in issues.kept
         ],
         "statistics": figures,
         "published": {name: PUBLISHED[name] for name in figures if name in PUBLISHED},
@@ -368,27 +380,27 @@ def main() -> int:
     args = parse_args()
     check_outputs([args.report, args.preview], [args.ann_file, args.detections])
     base_path = absolute_base(args.base_path)
-    findings = Findings()
+    issues = Issues()
     find_size = (lambda path: None) if args.skip_paths else size_finder(base_path)
-    doubts, detections = DetectionFindings(), None
-    annotations = load_any_form(args.ann_file, find_size, findings.add)
+    doubts, detections = Findings(), None
+    annotations = load_any_form(args.ann_file, find_size, issues.add)
     if not annotations:
         raise SoirError(f"{args.ann_file} holds no entries, so there is nothing to check")
     check_no_image([args.report, args.preview], annotations, base_path)
-    entries, sizes = check_all(annotations, base_path, args.skip_paths, args.sample_masks, findings)
+    entries, relevant, sizes = check_all(annotations, base_path, args.skip_paths, args.sample_masks, issues)
     if args.detections:
         detections = read_detections(args.detections, annotations, args.min_score, doubts)
-    figures = statistics(entries, sizes, detections)
+    figures = statistics(entries, relevant, sizes, detections)
 
-    errors, warnings = findings.count("error"), findings.count("warning")
+    errors, warnings = issues.count("error"), issues.count("warning")
     passed = not errors and not (args.strict and (warnings or doubts))
     written = []
     if args.report:
-        write_report(args.report, make_report(args.ann_file, passed, findings, figures))
+        write_report(args.report, make_report(args.ann_file, passed, issues, figures))
         written.append(args.report)
     pages: list[Image.Image] = []
     if args.preview:
-        drawable = {path: entry for path, entry in entries.items() if path not in findings.faulty}
+        drawable = {path: entry for path, entry in entries.items() if path not in issues.faulty}
         choice = Choice(
             args.set,
             args.instances,
@@ -402,9 +414,9 @@ def main() -> int:
 
     if figures:
         print_statistics(figures)
-    print_issues(findings, args.verbose)
+    print_issues(issues, args.verbose)
     print_findings(doubts, skipped="skipped of the detections", noticed="noticed of the detections")
-    if findings.counts["path-missing"] == len(annotations):
+    if issues.counts["path-missing"] == len(annotations):
         print(f"\nNone of the images is there: {hint_at_base(list(annotations), base_path)}.")
     if args.preview and not pages:
         wanted = " of these" if args.set or args.instances else ""

@@ -685,6 +685,20 @@ def test_equal_vectors_tie_whatever_the_shape(tmp_path):
                 assert written == [path.replace(" ", "%20") for path in ranked[query]]
 
 
+def test_an_object_that_is_the_whole_image_is_100_percent_of_it_whether_the_image_is_there_or_not(tmp_path):
+    annotations, ranking = {}, {}
+    for number, box in enumerate([None, (0, 0, 5, 5)]):
+        query = {"bbox": None, "is_query": True, "ins": number, "set": "INSTRE-XS"}
+        annotations[f"query {number}"] = query
+        annotations[f"image {number}"] = {**query, "bbox": [box], "ins": [number], "is_query": False, "mask": []}
+        ranking[f"query {number}"] = ["image 0", "image 1"]
+    (tmp_path / "r.json").write_text(json.dumps(ranking))
+    done, report, rows = score_file(tmp_path, annotations, "--rankings", tmp_path / "r.json")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert [rows[f"query {number}"]["object_size"] for number in range(2)] == ["100.0", ""]
+    assert report["groups"]["size: above 2 %"]["queries"] == report["groups"]["size: unknown"]["queries"] == 1
+
+
 @pytest.mark.parametrize("count", [1, 5, 33, 150, 200])
 @pytest.mark.parametrize("values", [1, 3, 10_000])
 def test_ranks_are_those_of_a_sort_however_many_there_are_and_however_many_tie(count, values):

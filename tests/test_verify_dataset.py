@@ -49,6 +49,23 @@ def test_what_create_dataset_writes_passes(tiny):
     assert report["issues"] == []
 
 
+def test_val_images_are_not_relevant_to_train_queries_as_in_the_protocol(tiny):
+    """Nobody annotated train instances in them; that one is there all the same does not make it an answer."""
+    annotations = tiny.annotations()
+    query = next(entry for entry in annotations.values() if entry["is_query"] and entry["set"] == "OWID")
+    shown = next(entry for entry in annotations.values() if not entry["is_query"] and entry["set"] == "OWID")
+    shown["split"], query["split"], query["ins"] = "val", "train", 777
+    shown["ins"] = [777] * len(shown["ins"])
+    asked = [path for path, entry in annotations.items() if entry is query]
+    done, report = verify(tiny, annotations, "--skip-paths")
+    unanswered = [issue["path"] for issue in report["issues"] if issue["check"] == "query-unanswered"]
+    assert asked[0] in unanswered
+    assert report["statistics"]["OWID"]["queries_unanswered"] == len(unanswered)
+    query["split"] = "val"
+    done, report = verify(tiny, annotations, "--skip-paths")
+    assert asked[0] not in [issue["path"] for issue in report["issues"]]
+
+
 def test_the_sample_passes_with_its_true_figures(voxdet, sample_file, tmp_path):
     root, truth = voxdet
     report = tmp_path / "report.json"
