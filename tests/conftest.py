@@ -70,6 +70,7 @@ def run_as_main(script, *args):
         exec(code, vars(module))
     finally:
         sys.argv, sys.modules["__main__"] = argv, main
+        gc.unfreeze()  # what a script froze before its end, which is not the end of this process
 
 
 def run_here(script, *args):
