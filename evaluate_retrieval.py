@@ -58,7 +58,6 @@ from soir_common import (
     SPLITS,
     Annotations,
     difficulty,
-    entry_faults,
     instances_of,
     is_meant,
     set_of,
@@ -66,10 +65,10 @@ from soir_common import (
 )
 from soir_features import find_by_features, rank_by_features, read_features
 from soir_files import SoirError, check_outputs, whole_file, write_whole
-from soir_forms import SizeFinder, load_any_form, size_finder, size_of_image
+from soir_forms import SizeFinder, load_sound, size_finder, size_of_image
 from soir_images import absolute_base, check_no_image
-from soir_metrics import Difference, compare_means, first_ranks, mean_interval, score_hits
-from soir_pictures import write_pages
+from soir_metrics import Difference, compare_means, mean_interval, score_hits
+from soir_pictures import page_names, write_pages
 from soir_previews import draw_rankings
 from soir_protocol import (
     RANKS,
@@ -113,21 +112,17 @@ class Scores(NamedTuple):
 # --------------------------------------------------------------------------------------------------------------- input
 
 
-def load_sound_annotations(
+def load_chosen(
     path: str, set_name: str | None, split: str | None, find_size: SizeFinder
 ) -> tuple[Annotations, set[str]]:
-    """Load an annotation file of any form. Returns (the entries of a set and a split, the paths of all other entries).
+    """Load an annotation file. Returns (the entries of a set and a split, the paths of all other entries).
 
     set_name   in upper or lower case; None for all sets
     split      one of SPLITS; None for all
     find_size  image path -> (height, width), or None
     Raises SoirError if an entry breaks a rule, or there are no queries or no gallery images.
     """
-    annotations = load_any_form(path, find_size)
-    for name, entry in annotations.items():
-        for check, _ in entry_faults(name, entry):
-            place = shorten(name)
-            raise SoirError(f"{path} has errors ({check}: {place}): see what verify_dataset.py says of it")
+    annotations = load_sound(path, find_size)
     chosen = {
         name: entry
         for name, entry in annotations.items()
@@ -203,10 +198,9 @@ def mean_or_none(values: np.ndarray) -> float | None:
 
 
 def score_queries(hits: Hits, task: Task, scored: np.ndarray) -> dict[str, np.ndarray]:
-    """The metrics of the scored queries, and the rank of the first hit, which is infinite if there is none."""
+    """The metrics of the scored queries."""
     relevant = np.array([max(1, len(relevant)) for relevant in task.relevant], dtype=np.int64)
-    metrics = {"first_rank": first_ranks(hits, len(relevant)), **score_hits(hits, relevant)}
-    return {name: values[scored] for name, values in metrics.items()}
+    return {name: values[scored] for name, values in score_hits(hits, relevant).items()}
 
 
 def summarize(
@@ -486,7 +480,7 @@ def main() -> int:
     check_outputs(outputs, [args.ann_file, *(file for _, file in args.runs)])
     base_path = absolute_base(args.base_path)
     find_size = size_finder(base_path)
-    task = make_task(*load_sound_annotations(args.ann_file, args.set, args.split, find_size), find_size)
+    task = make_task(*load_chosen(args.ann_file, args.set, args.split, find_size), find_size)
     check_no_image(outputs, [*task.annotations, *task.others], base_path)
     notes = Findings()
     scored = find_scored(task, notes)
@@ -505,6 +499,7 @@ def main() -> int:
     if args.preview:
         chosen = choose_queries(args, task, scored, results[0].metrics["AP"])
         pages = draw_rankings(chosen, dict(rank(list(chosen))), task, base_path)
+        check_no_image(page_names(args.preview, len(pages)), [*task.annotations, *task.others], base_path)
     if args.report:
         write_whole(args.report, make_report(args, task, scored, results, notes))
     if args.per_query:

@@ -27,7 +27,9 @@ from soir_common import (
     is_below_pixel,
     is_box,
     is_id,
+    is_share,
     reach_of_box,
+    shares_error,
     shorten,
     xyxy_of,
 )
@@ -279,11 +281,8 @@ def stop_if_misread(doubts: Doubts, place: str) -> None:
     place  the folder of the set
     """
     half = doubts.annotations / 2
-    if len(doubts.tiny) > half and all(all(0 <= value <= 1 for value in a.bbox) for a in doubts.tiny):
-        raise SoirError(
-            f"{len(doubts.tiny):,} of the {doubts.annotations:,} boxes of {place} lie within 0..1: "
-            "these are shares of the image, pixels are expected; multiply them by its width and height"
-        )
+    if len(doubts.tiny) > half and all(is_share(annotation.bbox) for annotation in doubts.tiny):
+        raise shares_error(f"{len(doubts.tiny):,} of the {doubts.annotations:,} boxes of {place}")
     if doubts.is_kept:
         return
     suspects = doubts.reaching + doubts.loose

@@ -10,7 +10,7 @@ those into this one.
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any, Dict, Iterable, Iterator, NamedTuple, Tuple, Union
+from typing import Any, Dict, Iterable, Iterator, NamedTuple, Sequence, Tuple, Union
 
 from soir_files import SoirError
 from soir_loading import check_repeats, load_values, save_values
@@ -408,6 +408,19 @@ def box_area(box: Box) -> float:
 def is_below_pixel(box: Box) -> bool:
     """Whether a box is less than a pixel wide or high; 1 - 1e-6 counts as one, since x2 - x1 is rounded."""
     return min(box[2] - box[0], box[3] - box[1]) < 1 - 1e-6
+
+
+def is_share(box: Sequence[Number]) -> bool:
+    """Whether the numbers of a box all lie within 0..1, as those of a box in shares of its image do."""
+    return all(0 <= number <= 1 for number in box)
+
+
+def shares_error(boxes: str) -> SoirError:
+    """That boxes, which the text counts and places, are shares of the image."""
+    return SoirError(
+        f"{boxes} lie within 0..1: these are shares of the image, pixels are expected; "
+        "multiply them by its width and height"
+    )
 
 
 def box_iou(a: Box, b: Box) -> float:

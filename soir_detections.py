@@ -19,7 +19,7 @@ from typing import Any, Dict, Iterator, NamedTuple
 
 import numpy as np
 
-from soir_common import Annotations, Size, is_box, is_id, pixel_box, shorten, xyxy_of
+from soir_common import Annotations, Size, is_box, is_id, is_share, pixel_box, shares_error, shorten, xyxy_of
 from soir_files import SoirError, read_json
 from soir_images import tidy_path
 from soir_loading import check_repeats, load_values
@@ -46,7 +46,7 @@ def read_detections(path: str, annotations: Annotations, min_score: float, findi
 
     min_score  detections below it do not count
     Returns the boxes of every image that the file names. What cannot be used is added to the findings.
-    Raises SoirError if the file holds no detections, or none in these images.
+    Raises SoirError if the file holds no detections, or none in these images, or if most are shares of the image.
     """
     known = {tidy_path(name): name for name in annotations if isinstance(name, str) and "\0" not in name}
     boxes: defaultdict[str, list[Any]] = defaultdict(list)
@@ -70,6 +70,9 @@ def read_detections(path: str, annotations: Annotations, min_score: float, findi
         expected = shorten(next(iter(annotations)))
         found_path = f"paths like {next(iter(other_paths))}" if other_paths else "nothing"
         raise SoirError(f"{path} names none of the images: expected paths like {expected}, {found_path} found")
+    in_shares = [is_share(box) for found in boxes.values() for box in found]
+    if sum(in_shares) > len(in_shares) / 2:
+        raise shares_error(f"{sum(in_shares):,} of the {len(in_shares):,} boxes of {path}")
     for other in other_paths:
         findings.skip("path that is no image of the annotation file", other)
     for name, entry in annotations.items():

@@ -28,7 +28,7 @@ from soir_common import Annotations, shorten
 from soir_files import SoirError
 from soir_loading import load_values
 from soir_protocol import Found, Ranking, Task, box_matters
-from soir_runs import as_boxes
+from soir_runs import as_boxes, report_shares
 
 # Similarities that are held at a time, 128 MB: of 580 queries to 55,000 images. In blocks of half the size, the product
 # would take 10 % longer; of three times the size, 15 % less.
@@ -100,7 +100,10 @@ def read_features(path: str, annotations: Annotations, findings: Findings) -> Fe
         raise SoirError(f"{path} holds no features: {error}") from error
     if not features.rows:
         raise _of_no_image(path, list(content.get("paths", content))[:1], annotations)
-    return without_unusable(without_odd_boxes(features, findings), annotations, findings)
+    features = without_odd_boxes(features, findings)
+    if features.boxes is not None:
+        report_shares(path, [features.boxes], findings)
+    return without_unusable(features, annotations, findings)
 
 
 def read_index(content: dict[str, Any], annotations: Annotations, limit: int) -> Features:

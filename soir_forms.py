@@ -1,6 +1,6 @@
 """The forms of annotation files that people have. Every entry is brought into one of them, the current form.
 
-    from soir_forms import load_any_form
+    from soir_forms import load_any_form, load_sound
 
 current        what these scripts write: see `query_entry` and `gallery_entry` in soir_common.py
 the authors'   of the script behind the paper: masks as lists of run lengths, row-major and marked "transpose": False;
@@ -33,8 +33,10 @@ from soir_common import (
     Rle,
     Size,
     doubt_of_mask,
+    entry_faults,
     load_annotations,
     masks_of,
+    shorten,
 )
 from soir_files import SoirError
 from soir_images import full_path, image_size, is_image_size
@@ -82,6 +84,15 @@ def load_any_form(
             annotations[name], changes = read_form(name, entry, find_size)
             for check, detail in changes:
                 note(check, name, detail)
+    return annotations
+
+
+def load_sound(path: str, find_size: SizeFinder) -> Annotations:
+    """Load an annotation file as `load_any_form` does. Raises SoirError also if an entry breaks a rule."""
+    annotations = load_any_form(path, find_size)
+    for name, entry in annotations.items():
+        for check, _ in entry_faults(name, entry):
+            raise SoirError(f"{path} has errors ({check}: {shorten(name)}): see what verify_dataset.py says of it")
     return annotations
 
 

@@ -20,7 +20,7 @@ import re
 import zlib
 from typing import Container, Iterator, NamedTuple, Sequence
 
-from soir_common import Box, EntryBox, box_share, clip_box, is_below_pixel, xyxy_of
+from soir_common import Box, EntryBox, box_share, clip_box, is_below_pixel, is_share, shares_error, xyxy_of
 from soir_files import SoirError, find_root, read_bytes, reason_of
 from soir_images import image_names, natural_key, one_per_stem, tidy_path, whole_image_size
 from soir_workers import map_ordered
@@ -312,10 +312,7 @@ def read_photographs(
                 photograph = Photograph(path, pair.name, key, part.name, pair.folder.name, boxes, instances, share)
                 photographs.append(photograph)
     if fractional > len(pairs) / 2:
-        raise SoirError(
-            f"the boxes of {fractional:,} of the {len(pairs):,} images of {part.path} lie within 0..1: "
-            "these are shares of the image, pixels are expected"
-        )
+        raise shares_error(f"the boxes of {fractional:,} of the {len(pairs):,} images of {part.path}")
     if boxed and corners == boxed and clipped > 0.1 * boxed:
         raise SoirError(
             f"the boxes of {clipped:,} of the {boxed:,} images of {part.path} reach out of their image, and all "
@@ -382,7 +379,7 @@ def read_photograph(pair: ImageFiles) -> PhotographReading:
             seen.add(box)
             x1, y1, x2, y2 = numbers
             are_corners &= 0 <= x1 < x2 <= size[1] + 1 and 0 <= y1 < y2 <= size[0] + 1
-            is_fractional |= all(0 <= number <= 1 for number in numbers)
+            is_fractional |= is_share(numbers)
             inside = clip_box(box, size)
             if inside is None:
                 faults.append("box outside of its image")

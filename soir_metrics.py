@@ -46,6 +46,7 @@ class Difference(NamedTuple):
 def score_hits(hits: Hits, relevant: np.ndarray) -> dict[str, np.ndarray]:
     """The metrics of all queries: name -> float64 [queries]; IoUs are NaN for queries without boxes.
 
+    The rank of the first hit is among them; it is infinite where none was retrieved.
     relevant  int64 [queries]: how many relevant images each has; at least 1
     """
     queries, ranks = hits.queries, hits.ranks
@@ -55,7 +56,11 @@ def score_hits(hits: Hits, relevant: np.ndarray) -> dict[str, np.ndarray]:
     precisions = (np.arange(len(ranks)) - firsts[queries] + 1) / ranks
     gains = 1 / np.log2(ranks + 1)
     first_ranks = first_of_each(ranks, firsts, found)
-    scores = {"AP": np.bincount(queries, precisions, count) / relevant, "RR": 1 / first_ranks}
+    scores = {
+        "first_rank": first_ranks,
+        "AP": np.bincount(queries, precisions, count) / relevant,
+        "RR": 1 / first_ranks,
+    }
     for k in RANKS:
         early = ranks <= k
         inside, best = queries[early], np.minimum(k, relevant)
@@ -80,12 +85,6 @@ def first_of_each(values: np.ndarray, firsts: np.ndarray, found: np.ndarray) -> 
     result = np.full(len(found), np.inf)
     result[found > 0] = values[firsts[found > 0]]
     return result
-
-
-def first_ranks(hits: Hits, count: int) -> np.ndarray:
-    """float64 [queries]: the rank of the first relevant image; infinite where none was retrieved."""
-    found = np.bincount(hits.queries, minlength=count)
-    return first_of_each(hits.ranks, np.searchsorted(hits.queries, np.arange(count)), found)
 
 
 def mean_interval(values: np.ndarray, instances: np.ndarray) -> tuple[float, float] | None:

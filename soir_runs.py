@@ -92,6 +92,7 @@ def read_run(path: str, task: Task, findings: Findings) -> list[Ranking]:
             findings.skip("query without a ranking, scored 0", query)
             listed = Listed([])
         rankings.append(read_ranking(query, listed, numbers, allowed[task.kinds[number]], findings))
+    report_shares(path, (ranking.boxes for ranking in rankings if ranking.boxes is not None), findings)
     return rankings
 
 
@@ -410,6 +411,19 @@ def as_boxes(values: Any) -> np.ndarray:
         is_sound &= (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
     boxes[~is_sound & ~np.isnan(boxes).all(axis=1)] = np.inf
     return np.asarray(boxes)
+
+
+def report_shares(path: str, parts: Iterable[np.ndarray], findings: Findings) -> None:
+    """Add a run to the findings if most of its boxes are shares of the image.
+
+    parts  its boxes, float64 [N, 4] each; those that are NaN do not count
+    """
+    shares = known = 0
+    for boxes in parts:
+        known += int(np.count_nonzero(~np.isnan(boxes[:, 0])))
+        shares += int(np.count_nonzero(((boxes >= 0) & (boxes <= 1)).all(axis=1)))
+    if shares > known / 2:
+        findings.skip("run whose boxes lie within 0..1, as shares of the image do, where IoU needs pixels", path)
 
 
 def _as_boxes_one_by_one(values: Sequence[Any]) -> np.ndarray:

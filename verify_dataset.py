@@ -58,7 +58,7 @@ from soir_files import SoirError, check_outputs, find_root, whole_file
 from soir_forms import FORM_CHECKS, load_any_form, size_finder
 from soir_images import absolute_base, check_no_image, full_path, image_size
 from soir_masks import examine_masks, mask_faults
-from soir_pictures import write_pages
+from soir_pictures import page_names, write_pages
 from soir_previews import Choice, draw_instances
 from soir_protocol import make_task
 from soir_statistics import by_set, label_of, print_statistics, statistics
@@ -394,10 +394,6 @@ def main() -> int:
 
     errors, warnings = issues.count("error"), issues.count("warning")
     passed = not errors and not (args.strict and (warnings or doubts))
-    written = []
-    if args.report:
-        write_report(args.report, make_report(args.ann_file, passed, issues, figures))
-        written.append(args.report)
     pages: list[Image.Image] = []
     if args.preview:
         drawable = {path: entry for path, entry in entries.items() if path not in issues.faulty}
@@ -410,6 +406,12 @@ def main() -> int:
             args.order or "random",
         )
         pages = draw_instances(drawable, sizes, base_path, choice)
+        check_no_image(page_names(args.preview, len(pages)), annotations, base_path)
+    written = []
+    if args.report:
+        write_report(args.report, make_report(args.ann_file, passed, issues, figures))
+        written.append(args.report)
+    if pages:
         written += write_pages(args.preview, pages)
 
     if figures:

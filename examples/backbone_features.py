@@ -1,6 +1,6 @@
 """Describe each image of an annotation file by a network of timm, as a whole or object by object.
 
-In   an annotation file and its images; perhaps detections: path -> {"bboxes": [[x1, y1, x2, y2], ...], ...}
+In   an annotation file and its images; perhaps a file of detections (soir_detections.py)
 Out  features for evaluate_retrieval.py: paths, features, and with objects their boxes
 
     python examples/backbone_features.py anns.pt features.npz --model vit_base_patch14_dinov2.lvd142m --pretrained
@@ -13,6 +13,7 @@ takes those of the annotation file, which is an upper bound and no result; a fil
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import sys
 from typing import Any, Iterator, NamedTuple
@@ -20,12 +21,15 @@ from typing import Any, Iterator, NamedTuple
 import numpy as np
 import torch
 from PIL import Image
-from tqdm import tqdm
 
-try:
-    import timm
-except ModuleNotFoundError:
-    sys.exit("error: timm is not installed: pip install timm")
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
+from soir_console import Findings, exit_status, print_findings, progress_bar
+
+from soir_common import Annotations, boxes_of
+from soir_detections import Detections, read_detections
+from soir_files import SoirError, whole_file
+from soir_forms import load_sound, size_finder
+from soir_images import absolute_base, full_path, read_image
 
 
 class Crop(NamedTuple):
@@ -35,16 +39,13 @@ class Crop(NamedTuple):
     box: Any  # (x1, y1, x2, y2) in pixels
 
 
-def list_crops(annotations: dict[str, Any], detections: dict[str, Any] | None, annotated: bool) -> Iterator[Crop]:
+def list_crops(annotations: Annotations, detections: Detections | None, annotated: bool) -> Iterator[Crop]:
     for path, entry in annotations.items():
-        if entry["is_query"]:
-            boxes = [entry["bbox"]]
-        elif annotated:
-            boxes = entry["bbox"]
+        boxes: Any = [None]
+        if entry["is_query"] or annotated:
+            boxes = boxes_of(entry)
         elif detections is not None:
-            boxes = detections.get(path, {}).get("bboxes", [])
-        else:
-            boxes = [None]
+            boxes = detections.get(path, ())
         for box in boxes:
             yield Crop(path, box)
 
@@ -52,7 +53,7 @@ def list_crops(annotations: dict[str, Any], detections: dict[str, Any] | None, a
 class Crops(torch.utils.data.Dataset[torch.Tensor]):
     """The crops, transformed as the network wants them."""
 
-    def __init__(self, crops: list[Crop], base_path: str, transform: Any) -> None:
+    def __init__(self, crops: list[Crop], base_path: str | None, transform: Any) -> None:
         self.crops, self.base_path, self.transform = crops, base_path, transform
 
     def __len__(self) -> int:
@@ -60,8 +61,10 @@ class Crops(torch.utils.data.Dataset[torch.Tensor]):
 
     def __getitem__(self, index: int) -> torch.Tensor:
         crop = self.crops[index]
-        with Image.open(os.path.join(self.base_path, crop.path)) as image:
-            pixels = image.convert("RGB")
+        full = full_path(crop.path, self.base_path)
+        if full is None:
+            raise SoirError(f"{crop.path} leads out of --base-path")
+        pixels: Image.Image = read_image(full).convert("RGB")
         if crop.box is not None:
             x1, y1, x2, y2 = map(round, crop.box)
             pixels = pixels.crop((x1, y1, max(x2, x1 + 1), max(y2, y1 + 1)))
@@ -78,32 +81,45 @@ def parse_args() -> argparse.Namespace:
     add("--pretrained", action="store_true", help="download the model's weights")
     add("--weights", metavar="FILE", help="load the model's weights from here")
     add("--boxes", metavar="annotated|FILE", help="describe gallery images object by object")
-    add("--base-path", default="", metavar="DIR", help="folder that relative image paths start at")
+    add("--base-path", metavar="DIR", help="folder that relative image paths start at")
     add("--batch-size", type=int, default=64, metavar="N", help="crops at a time (default: 64)")
     add("--workers", type=int, default=2, metavar="N", help="processes that read images (default: 2)")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cuda or cpu (default: what there is)")
-    return parser.parse_args()
+    args = parser.parse_args()
+    if not args.features.lower().endswith(".npz"):
+        parser.error(f"expected a file to write that ends in .npz, found {args.features}")
+    return args
 
 
+@exit_status()
 @torch.inference_mode()
 def main() -> None:
     args = parse_args()
+    try:
+        import timm  # here, not above, for the error
+    except ModuleNotFoundError as error:
+        raise SoirError(f"{error.name} is not installed: pip install timm") from error
+    base_path = absolute_base(args.base_path)
+    annotations, findings = load_sound(args.annotations, size_finder(base_path)), Findings()
+    detections = None
+    if args.boxes not in (None, "annotated"):
+        detections = read_detections(args.boxes, annotations, -math.inf, findings)
+
     torch.manual_seed(0)  # of the random weights, if there are no others
     model = timm.create_model(args.model, pretrained=args.pretrained, checkpoint_path=args.weights or "", num_classes=0)
     model.eval().to(args.device)
     transform = timm.data.create_transform(**timm.data.resolve_data_config({}, model=model))
-
-    detections = torch.load(args.boxes) if args.boxes not in (None, "annotated") else None
-    crops = list(list_crops(torch.load(args.annotations), detections, args.boxes == "annotated"))
-    loader = torch.utils.data.DataLoader(
-        Crops(crops, args.base_path, transform), args.batch_size, num_workers=args.workers
-    )
-    vectors = [model(batch.to(args.device)).float().cpu().numpy() for batch in tqdm(loader, desc="describing")]
+    crops = list(list_crops(annotations, detections, args.boxes == "annotated"))
+    loader = torch.utils.data.DataLoader(Crops(crops, base_path, transform), args.batch_size, num_workers=args.workers)
+    batches = progress_bar("describing", loader, len(loader))
+    vectors = [model(batch.to(args.device)).float().cpu().numpy() for batch in batches]
 
     content: dict[str, Any] = {"paths": [crop.path for crop in crops], "features": np.concatenate(vectors)}
     if args.boxes:
-        content["boxes"] = [crop.box for crop in crops]
-    np.savez(args.features, **content)
+        content["boxes"] = [(np.nan,) * 4 if crop.box is None else crop.box for crop in crops]
+    with whole_file(args.features) as file:
+        np.savez(file, **content)
+    print_findings(findings, skipped="skipped of the detections", noticed="noticed of the detections")
 
 
 if __name__ == "__main__":

@@ -24,9 +24,9 @@ import numpy as np
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
 from soir_console import exit_status, png_name, printable
 
-from soir_common import PUBLISHED, Annotations, box_share, entry_faults, masks_of, set_of, shorten
+from soir_common import PUBLISHED, Annotations, box_share, masks_of, set_of
 from soir_files import SoirError, check_outputs, write_whole
-from soir_forms import SizeFinder, load_any_form, size_finder
+from soir_forms import SizeFinder, load_sound, size_finder
 from soir_images import absolute_base, is_image_size
 from soir_masks import is_polygons
 
@@ -37,8 +37,6 @@ def object_sizes(annotations: Annotations, find_size: SizeFinder) -> dict[str, l
     """Set -> sizes of the objects of its gallery. Images that have no masks and cannot be read are left out."""
     sizes: dict[str, list[float]] = {}
     for path, entry in annotations.items():
-        if any(entry_faults(path, entry)):
-            raise SoirError(f"the entry of {shorten(path)} has errors: see what verify_dataset.py says of it")
         if not entry["is_query"]:
             masks = masks_of(entry)
             in_mask: Any = masks[0].get("size") if masks and not is_polygons(masks[0]) else None
@@ -131,7 +129,7 @@ def main() -> None:
     args = parse_args()
     check_outputs([args.picture], [args.annotations, *args.per_query])
     find_size = size_finder(absolute_base(args.base_path))
-    sizes = object_sizes(load_any_form(args.annotations, find_size), find_size)
+    sizes = object_sizes(load_sound(args.annotations, find_size), find_size)
     if not sizes:
         raise SoirError(f"{args.annotations} has no object in an image of known size: name its folder by --base-path")
     picture = io.BytesIO()

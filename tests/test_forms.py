@@ -592,6 +592,16 @@ def test_what_cannot_be_used_of_the_detections_is_counted(pictures):
         assert line in done.stdout
 
 
+@pytest.mark.parametrize("number", [1, 2])
+def test_detections_in_shares_of_the_image_are_refused(pictures, number):
+    """Of three boxes, one may be of a speck in the corner; two are not."""
+    boxes = [(0, 0.1, 0.4, 0.5)] * number + [(0, 0, 10, 10)] * (3 - number)
+    found = save(pictures, {"g0.png": detected(*boxes)}, "captions.pt")
+    done, _ = verify(save(pictures, annotated()), pictures, "--detections", found)
+    assert done.returncode == (0 if number == 1 else 2)
+    assert ("2 of the 3 boxes of" in done.stderr and "shares of the image" in done.stderr) == (number == 2)
+
+
 @pytest.mark.parametrize("content", [[], {}, {"other.png": detected((1, 1, 2, 2))}, {"g0.png": 5}, "text"])
 def test_files_without_usable_detections_are_refused(pictures, content):
     file = save(pictures, annotated())

@@ -124,13 +124,18 @@ def test_images_that_are_not_there_are_said_not_drawn_black(picture, tmp_path):
     assert not picture.path("p.png").exists()
 
 
-def test_a_picture_of_many_rows_is_pages(picture):
+def with_many_rows(picture):
+    """Fifty instances of RoboTools, which make two pages."""
     annotations = torch.load(str(picture.path("anns.pt")))
     query = annotations["RoboTools/test_video/obj_000003/rgb/000000.png"]
     gallery = annotations["RoboTools/test/1/rgb/000000.png"]
     many = {f"./{'./' * i}RoboTools/test_video/obj_000003/rgb/000000.png": {**query, "ins": i} for i in range(50)}
     many["RoboTools/test/1/rgb/000000.png"] = {**gallery, "ins": list(range(50)), "bbox": [(20, 40, 220, 240)] * 50}
-    torch.save(many, str(picture.path("anns.pt")))
+    return many
+
+
+def test_a_picture_of_many_rows_is_pages(picture):
+    torch.save(with_many_rows(picture), str(picture.path("anns.pt")))
     done = verify(picture, "--preview", picture.path("p.png"), "--preview-count", 50)
     assert done.returncode == 0
     heights = []
@@ -140,6 +145,22 @@ def test_a_picture_of_many_rows_is_pages(picture):
     assert heights == [40, 10]
     assert "p-1.png" in done.stdout
     assert not picture.path("p.png").exists()
+
+
+def test_a_page_takes_no_place_of_an_image(picture):
+    annotations = with_many_rows(picture)
+    annotations["p-2.png"] = {**annotations["RoboTools/test/1/rgb/000000.png"], "ins": [0] * 50}
+    torch.save(annotations, str(picture.path("anns.pt")))
+    picture.save_image("p-2.png", Image.new("RGB", (640, 480)))
+    before = picture.path("p-2.png").read_bytes()
+    outputs = ("--preview", picture.path("p.png"), "--report", picture.path("r.json"))
+    refused(verify(picture, *outputs, "--preview-count", 50), "p-2.png", "is an image of the annotation file")
+    picture.path("r.json").write_text(json.dumps(dict.fromkeys(annotations, ["p-2.png"])))
+    options = ("--ann-file", picture.path("anns.pt"), "--base-path", picture.root, "--worst", 50)
+    done = run_here("evaluate_retrieval.py", *options, "--rankings", picture.path("r.json"), *outputs[:2])
+    refused(done, "p-2.png", "is an image of the annotation file")
+    assert picture.path("p-2.png").read_bytes() == before
+    assert not picture.path("p-1.png").exists()
 
 
 def test_a_label_stays_below_its_tile(picture):
