@@ -9,14 +9,10 @@ Out  a table; with --report also as JSON, with --per-query as CSV, with --previe
     python evaluate_retrieval.py --ann-file anns.pt --features features.pt --set RoboTools --split test
     python evaluate_retrieval.py --ann-file anns.pt --rankings a.json b.json --features c.pt --table table.tex
 
-The protocol (soir_protocol.py). A gallery image is relevant to a query when it shows the query's instance and is of the
-same set; it counts once, however many boxes it has. A query competes over the gallery of its own set: images of other
-sets are taken out of its ranking. A query without relevant images is left out, and counted. A relevant image that a run
-does not list counts as not retrieved. A path that is not in the annotation file keeps its rank, as wrong: a fault.
-Equal scores are ordered as the annotation file orders the gallery.
-
---split restricts queries and gallery both. Without it, a train query of OWID leaves out the val images: they keep the
-annotations of val instances only, so whether they show a train instance is unknown. A val query has the whole gallery.
+The protocol is that of soir_protocol.py. A query without relevant images is left out, and counted. A relevant image
+that a run does not list counts as not retrieved. A path that is no gallery image here keeps its rank, as wrong, ahead
+of images with the same score: a fault. Equal scores are ordered as the annotation file orders the gallery. --split
+restricts queries and gallery both.
 
 The metrics are defined in soir_metrics.py. mAP has a 95 % interval, by bootstrap over instances; of fewer than five
 instances there is none.
@@ -83,8 +79,9 @@ from soir_protocol import (
     objects_of,
 )
 from soir_runs import read_run, trec_qrels, trec_run
+from soir_statistics import SIZE_CLASSES
 
-SIZES = (("below 0.5 %", 0.5), ("0.5 to 1 %", 1), ("1 to 2 %", 2), ("above 2 %", math.inf))
+SIZES = (*SIZE_CLASSES[:3], ("above 2 %", math.inf))  # the instances are few: one class above 2 %
 TABLES = (".tex", ".md", ".csv")
 
 # Numbers of queries -> their (number, ranking).
@@ -133,7 +130,8 @@ def load_chosen(
             names = sorted({set_of(entry) or "(none)" for entry in annotations.values()})
             sets = ", ".join(map(shorten, names[:12])) or "none"
             splits = ", ".join(sorted({entry.get("split") or "none" for entry in annotations.values()})) or "none"
-            wanted = f"the set {set_name or 'of any name'}" + f" and the split {split}" * bool(split)
+            wanted = "any set" if set_name is None else f"the set {set_name or '(none)'}"
+            wanted += f" and the split {split}" if split else ""
             raise SoirError(f"{path} has no {what} of {wanted}; its sets: {sets}; its splits: {splits}")
     return chosen, annotations.keys() - chosen.keys()
 
@@ -152,13 +150,15 @@ def find_scored(task: Task, findings: Findings) -> np.ndarray:
 def read_hits(run: Run, task: Task, findings: Findings) -> tuple[Hits, Rank]:
     """Where a run ranks the relevant images, and a function that yields its whole rankings.
 
-    Faults of the run are added to the findings. Raises SoirError if the file cannot be read, or fits no query or image.
+    Faults of the run are added to the findings. Raises SoirError if the file cannot be read, or has nothing for any of
+    the queries, or images.
     """
     if run.kind == "rankings":
         rankings = read_run(run.file, task, findings)
         return gather_hits(task, find_in_rankings(task, rankings)), lambda numbers: ((n, rankings[n]) for n in numbers)
     features = read_features(run.file, task.annotations, findings)
-    return gather_hits(task, find_by_features(features, task)), lambda n: rank_by_features(features, task, list(n))
+    hits = gather_hits(task, find_by_features(features, task))
+    return hits, lambda numbers: rank_by_features(features, task, list(numbers))
 
 
 # --------------------------------------------------------------------------------------------------------------- groups
@@ -199,8 +199,8 @@ def mean_or_none(values: np.ndarray) -> float | None:
 
 def score_queries(hits: Hits, task: Task, scored: np.ndarray) -> dict[str, np.ndarray]:
     """The metrics of the scored queries."""
-    relevant = np.array([max(1, len(relevant)) for relevant in task.relevant], dtype=np.int64)
-    return {name: values[scored] for name, values in score_hits(hits, relevant).items()}
+    counts = np.array([max(1, len(images)) for images in task.relevant])  # 1, not 0, of those that are not scored
+    return {name: values[scored] for name, values in score_hits(hits, counts).items()}
 
 
 def summarize(
@@ -211,7 +211,7 @@ def summarize(
     queries = {**queries, "size": list(map(size_class, queries["object_size"]))}
     for field, values in (
         ("set", list(dict.fromkeys(queries["set"]))),
-        ("split", [*SPLITS, *sorted(set(filter(None, queries["split"])) - set(SPLITS))]),
+        ("split", SPLITS),
         ("difficulty", ["easy", "medium", "hard"]),
         ("size", [name for name, _ in SIZES] + ["unknown"]),
     ):
@@ -316,7 +316,7 @@ def make_table(rows: list[list[str]], ending: str) -> str:
 def escape_latex(text: str) -> str:
     text = re.sub(r"[\\~^]", lambda match: rf"\char{ord(match.group())} ", text)
     text = re.sub(r"[&%$#_{}]", lambda match: "\\" + match.group(), text)
-    return re.sub(r"(?<=\d) - (?=\d)", " -- ", text)
+    return re.sub(r"^(\d\.\d{4}) - (\d\.\d{4})$", r"\1 -- \2", text)  # an interval
 
 
 def print_published(sets: list[str]) -> None:
@@ -343,30 +343,22 @@ def make_report(
         "runs": [scores.run._asdict() for scores in results],
         "version": VERSION,
     }
-    report: dict[str, Any] = {"scored": about}
+    report: dict[str, Any] = {"scored": about, "left_out": notes.noticed}
     if len(results) == 1:
-        report.update(groups=results[0].groups, faults=merge_findings(notes, results[0].findings))
+        findings = results[0].findings
+        report.update(groups=results[0].groups, faults=findings.skipped, noticed=findings.noticed)
     else:
-        report["left_out"] = merge_findings(notes)
         report["runs"] = [
             {
                 "name": scores.run.name,
                 "groups": scores.groups,
                 "difference": scores.difference._asdict() if scores.difference else None,
-                "faults": merge_findings(scores.findings),
+                "faults": scores.findings.skipped,
+                "noticed": scores.findings.noticed,
             }
             for scores in results
         ]
     return json.dumps(report, indent=1).encode()
-
-
-def merge_findings(*findings: Findings) -> dict[str, list[str]]:
-    merged: dict[str, list[str]] = {}
-    for part in findings:
-        for reasons in (part.skipped, part.noticed):
-            for reason, places in reasons.items():
-                merged.setdefault(reason, []).extend(places)
-    return merged
 
 
 def make_csv(queries: dict[str, list[Any]], results: list[Scores]) -> bytes:
@@ -380,7 +372,8 @@ def make_csv(queries: dict[str, list[Any]], results: list[Scores]) -> bytes:
     unknown = np.full(len(queries["path"]), np.nan)
     for scores in results:
         values = [as_cells(scores.metrics.get(name, unknown)) for name in names]
-        values[0] = [None if rank is None else int(rank) for rank in values[0]]  # first_rank
+        first = names.index("first_rank")
+        values[first] = [None if rank is None else int(rank) for rank in values[first]]
         shares = queries["object_size"]
         cells = [queries[name] for name in known] + values + [queries["difficulty"], map(size_class, shares), shares]
         prefix = [scores.run.name] * (len(results) > 1)
@@ -446,7 +439,7 @@ def parse_args() -> argparse.Namespace:
     add = parser.add_argument_group("preview (of one run)").add_argument
     text = "draw queries with what was retrieved: right in green, wrong in red, boxes of the run dashed in yellow"
     add("--preview", type=png_name, metavar="FILE.png", help=text)
-    add("--worst", type=positive, metavar="K", help="the K queries of lowest AP (default: 5)")
+    add("--worst", type=positive, metavar="K", help="the K queries of lowest AP (default: 5; with --instances, all)")
     add(
         "--instances", type=instance_id, nargs="+", metavar="ID", help="the queries of these instances, the worst first"
     )
@@ -494,6 +487,8 @@ def main() -> int:
         metrics = score_queries(hits, task, scored)
         difference = compare_means(results[0].metrics["AP"], metrics["AP"], instances) if results else None
         results.append(Scores(run, metrics, summarize(metrics, queries, instances), difference, findings))
+        if len(args.runs) > 1:
+            del rank  # with the features, before those of the next run are read; only a single run is drawn or written
 
     pages: list[Image.Image] = []
     if args.preview:
@@ -512,7 +507,7 @@ def main() -> int:
             file.writelines(trec_qrels(task))
     if args.trec:
         with whole_file(args.trec) as file:
-            file.writelines(trec_run(task, rank(range(len(task.queries))), "soir"))
+            file.writelines(trec_run(task, rank(range(len(task.queries)))))
     drawn = write_pages(args.preview, pages) if pages else []
 
     if len(results) == 1:

@@ -15,19 +15,19 @@ from soir_files import SoirError, open_regular
 if TYPE_CHECKING:
     import zipfile
 
-# The largest compression ratio that is accepted. Real features and rankings stay far below it, while a hostile file of
-# a megabyte could unpack to a gigabyte of zeros.
-MAX_RATIO = 100
+# How much larger than their file arrays may be, which can be compressed, or views that repeat their numbers. Scoring
+# makes about one copy of them. So it stays below 20 times the size of the file and 2 GB; real ones stay far below.
+MAX_RATIO, LARGE_RATIO, LARGE_BASE = 100, 8, 800_000_000
 
 
 def load_npz(path: str) -> dict[str, np.ndarray]:
     """The arrays of a .npz file, by name: of numbers or of text.
 
-    Raises SoirError if the file cannot be read, is no .npz, holds objects, or unpacks to over MAX_RATIO times its size.
+    Raises SoirError if the file cannot be read, is no .npz, holds objects, or unpacks beyond `unpacked_limit`.
     """
     try:
         with open_regular(path) as file, np.load(file, allow_pickle=False) as archive:
-            limit = MAX_RATIO * os.fstat(file.fileno()).st_size
+            limit = unpacked_limit(os.fstat(file.fileno()).st_size)
             check_size(sum(info.file_size for info in archive.zip.infolist()), limit)
             for info in archive.zip.infolist():
                 _check_header(archive.zip, info, limit)
@@ -70,26 +70,32 @@ def _check_text(name: str, array: np.ndarray) -> None:
             raise ValueError(f"the text of {name[:40]} has a character beyond U+10FFFF")
 
 
+def unpacked_limit(file_size: int) -> int:
+    """How many bytes the arrays of a file may take, each number counted as 8."""
+    return min(MAX_RATIO * file_size, LARGE_RATIO * file_size + LARGE_BASE)
+
+
 def check_size(size: int, limit: int) -> None:
-    """Raise ValueError if values take more bytes than a file of theirs can hold."""
+    """Raise ValueError if values take more bytes than the limit."""
     if size > limit:
-        raise ValueError(f"unpacked, it is over {MAX_RATIO} times as large, which features never are")
+        large = f"over {LARGE_RATIO} times and {LARGE_BASE // 10**6} MB"
+        raise ValueError(f"unpacked, it is over {MAX_RATIO} times as large, or {large}, which features never are")
 
 
 def as_matrix(value: Any, dimensions: int, limit: int) -> np.ndarray | None:
     """An array of real numbers with `dimensions` dimensions, from an array or nested lists; None if it is neither.
 
-    limit  bytes that it may take. It can be far larger than its file: an array can claim any size, and one list in a
-           file can be used thousands of times.
+    limit  bytes that it may take, with 8 for each number. It can be far larger than its file: an array can claim any
+           size, and one list in a file can be used thousands of times.
     Raises ValueError if it takes more than `limit` bytes.
     """
     if isinstance(value, np.ndarray):
-        check_size(value.size * value.dtype.itemsize, limit)
+        check_size(8 * value.size, limit)
         return value if value.dtype.kind in "fiub" and value.ndim == dimensions else None
     if not isinstance(value, (list, tuple)):
         return None
     if dimensions == 1:
-        check_size(4 * len(value), limit)
+        check_size(8 * len(value), limit)
         if not all(type(number) in (int, float) for number in value):
             return None
         try:
@@ -103,7 +109,7 @@ def as_matrix(value: Any, dimensions: int, limit: int) -> np.ndarray | None:
         if row is None or rows and row.shape != rows[0].shape:
             return None
         rows.append(row)
-        limit -= row.nbytes
+        limit -= 8 * row.size
         check_size(0, limit)
     return np.stack(rows) if rows else None
 

@@ -48,7 +48,7 @@ SPLITS = ("train", "val", "test")
 
 # The published figures (table 1 of the paper, and its text): objects annotated in an image, objects that a detector
 # finds in it ("#Obj OVD"), and object size in % of the image, all mean. Those of VoxDet-SoIR are RoboTools': 9,109
-# annotations on 1,570 images.
+# annotations on 1,580 images.
 PUBLISHED: dict[str, dict[str, Any]] = {
     "RoboTools": {
         "name": "VoxDet-SoIR",

@@ -194,8 +194,8 @@ def png_name(text: str) -> str:
 class Findings:
     """What a run found wrong with its input: for each reason, the places where it was found.
 
-    skipped  what was left out
-    noticed  what was kept, but is worth knowing
+    skipped  what was left out; of a run: its faults, which decide the exit status
+    noticed  what is worth knowing, and no fault
     """
 
     def __init__(self) -> None:

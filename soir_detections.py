@@ -19,7 +19,7 @@ from typing import Any, Dict, Iterator, NamedTuple
 
 import numpy as np
 
-from soir_common import Annotations, Size, is_box, is_id, is_share, pixel_box, shares_error, shorten, xyxy_of
+from soir_common import Annotations, Size, box_iou, is_box, is_id, is_share, pixel_box, shares_error, shorten, xyxy_of
 from soir_files import SoirError, read_json
 from soir_images import tidy_path
 from soir_loading import check_repeats, load_values
@@ -46,7 +46,8 @@ def read_detections(path: str, annotations: Annotations, min_score: float, findi
 
     min_score  detections below it do not count
     Returns the boxes of every image that the file names. What cannot be used is added to the findings.
-    Raises SoirError if the file holds no detections, or none in these images, or if most are shares of the image.
+    Raises SoirError if the file holds no detections, names none of these images, or has boxes that are mostly shares of
+    the image.
     """
     known = {tidy_path(name): name for name in annotations if isinstance(name, str) and "\0" not in name}
     boxes: defaultdict[str, list[Any]] = defaultdict(list)
@@ -67,9 +68,9 @@ def read_detections(path: str, annotations: Annotations, min_score: float, findi
         elif detection.score >= min_score:
             found.append(detection.box)
     if not boxes:
+        there = f"paths like {next(iter(other_paths))}" if other_paths else next(iter(findings.skipped), "nothing")
         expected = shorten(next(iter(annotations)))
-        found_path = f"paths like {next(iter(other_paths))}" if other_paths else "nothing"
-        raise SoirError(f"{path} names none of the images: expected paths like {expected}, {found_path} found")
+        raise SoirError(f"{path} has detections for none of the images: expected paths like {expected}, found {there}")
     in_shares = [is_share(box) for found in boxes.values() for box in found]
     if sum(in_shares) > len(in_shares) / 2:
         raise shares_error(f"{sum(in_shares):,} of the {len(in_shares):,} boxes of {path}")
@@ -91,7 +92,10 @@ def read_captions(path: str, findings: Findings) -> Iterator[Detection]:
         if not isinstance(record, dict) or "bboxes" not in record:
             findings.skip("image without bboxes in the detections", shorten(name))
             continue
-        boxes, scores = _as_list(record["bboxes"]), _as_list(record.get("scores"))
+        boxes = _as_list(record["bboxes"])
+        scores = _as_list(record["scores"]) if "scores" in record else [1.0] * len(boxes)
+        if "scores" not in record:
+            findings.notice("image whose detections have no scores, so that all of them count", shorten(name))
         lengths = {len(boxes), len(scores), *([_length_of(record["masks_rle"])] if "masks_rle" in record else [])}
         if len(lengths) > 1:
             findings.skip("image whose bboxes, scores and masks_rle differ in length", shorten(name))
@@ -156,23 +160,15 @@ def detection_figures(gallery: Annotations, sizes: dict[str, Size], detections: 
     """
     detected, boxes, covered = 0, 0, 0
     for path, entry in gallery.items():
-        found = detections.get(path, np.zeros((0, 4)))
+        found = detections.get(path, np.zeros((0, 4))).tolist()
         detected += len(found)
         for box in entry["bbox"]:
             if box is not None or path in sizes:
                 boxes += 1
-                covered += is_covered(np.array(pixel_box(box, sizes.get(path, (0, 0))), dtype=np.float64), found)
+                shown = pixel_box(box, sizes.get(path, (0, 0)))
+                covered += any(box_iou(shown, other) >= COVER_IOU for other in found)
     return {
         "detected_per_image_mean": detected / len(gallery) if gallery else None,
         "boxes_covered": covered,
         "boxes_covered_share": 100 * covered / boxes if boxes else None,
     }
-
-
-def is_covered(box: np.ndarray, found: np.ndarray) -> bool:
-    """Whether any of the boxes found, float64 [N, 4], has an IoU of COVER_IOU with a box, float64 [4]."""
-    sides = np.minimum(found[:, 2:], box[2:]) - np.maximum(found[:, :2], box[:2])
-    overlap = np.prod(np.maximum(sides, 0), axis=1)
-    areas = np.prod(found[:, 2:] - found[:, :2], axis=1)
-    union = areas + np.prod(box[2:] - box[:2]) - overlap
-    return bool((overlap >= COVER_IOU * union)[union > 0].any())

@@ -23,7 +23,7 @@ from typing import Any, Iterator, NamedTuple
 
 import numpy as np
 
-from soir_arrays import MAX_RATIO, as_matrix, as_texts, load_npz
+from soir_arrays import as_matrix, as_texts, load_npz, unpacked_limit
 from soir_common import Annotations, shorten
 from soir_files import SoirError
 from soir_loading import load_values
@@ -46,12 +46,12 @@ class Features(NamedTuple):
     """The vectors of images, one or several per image."""
 
     vectors: np.ndarray  # any real type [V, dimension]
-    lengths: np.ndarray  # float64 [V]: Euclidean length of each; 0 for one that cannot be used
-    rows: dict[str, list[int]]  # path -> its usable vectors
+    norms: np.ndarray  # float64 [V]: Euclidean length of each; 0 for one that cannot be used
+    rows: dict[str, list[int]]  # path -> its vectors; of what `read_features` returns, those that can be used
     boxes: np.ndarray | None  # float64 [V, 4], NaN where there is none; None if no image has boxes
 
 
-class Objects(NamedTuple):
+class ImageVectors(NamedTuple):
     """The vectors of an image as they are in a file."""
 
     vectors: np.ndarray  # any real type [objects, dimension]
@@ -62,7 +62,6 @@ class Columns(NamedTuple):
     """The gallery that queries of one kind compete over, as columns of a matrix of similarities."""
 
     positions: np.ndarray  # int64 [images], in the gallery: of the images that have vectors
-    is_whole: bool  # whether all images have
     column_of: np.ndarray  # int64 [gallery]: which image of these a position is; -1 for none
     rows: np.ndarray  # int64 [objects]: the vectors, image by image
     starts: np.ndarray  # int64 [images]: where in `rows` the objects of each image begin
@@ -70,7 +69,7 @@ class Columns(NamedTuple):
     copies: np.ndarray | None  # int64 [objects]: which of `vectors` each is; None: each is its own
 
 
-class Scored(NamedTuple):
+class Similarities(NamedTuple):
     """The similarities of some queries. They are valid only until the next block, which reuses the memory."""
 
     numbers: list[int]  # of the queries
@@ -91,23 +90,26 @@ def read_features(path: str, annotations: Annotations, findings: Findings) -> Fe
     try:
         if not isinstance(content, dict) or not content:
             raise ValueError("expected a dict, path -> vector, or paths and features")
-        limit = MAX_RATIO * os.path.getsize(path)
-        if set(content) in ({"paths", "features"}, {"paths", "features", "boxes"}):
-            features = read_index(content, annotations, limit)
+        limit = unpacked_limit(os.path.getsize(path))
+        if {"paths", "features"} <= set(content):
+            features = read_index(path, content, annotations, limit)
         else:
             features = read_images(path, content, annotations, limit, findings)
     except (OSError, ValueError) as error:
         raise SoirError(f"{path} holds no features: {error}") from error
-    if not features.rows:
-        raise _of_no_image(path, list(content.get("paths", content))[:1], annotations)
     features = without_odd_boxes(features, findings)
     if features.boxes is not None:
-        report_shares(path, [features.boxes], findings)
+        of_gallery = [rows for name, rows in features.rows.items() if not annotations[name]["is_query"]]
+        boxes = features.boxes[np.array(list(chain.from_iterable(of_gallery)), dtype=np.int64)]
+        report_shares(path, [boxes], findings)
+        if np.isnan(boxes).all():  # there are boxes of queries only, which nothing is compared with
+            features = features._replace(boxes=None)
     return without_unusable(features, annotations, findings)
 
 
-def read_index(content: dict[str, Any], annotations: Annotations, limit: int) -> Features:
-    """The features of `paths`, `features`, and perhaps `boxes`. Raises ValueError if they do not go together."""
+def read_index(path: str, content: dict[str, Any], annotations: Annotations, limit: int) -> Features:
+    """The features of `paths`, `features`, and perhaps `boxes`. Raises ValueError if they do not go together, and
+    SoirError if they are of none of the images."""
     paths = as_texts(content["paths"], limit)
     vectors = as_matrix(content["features"], 2, limit)
     if paths is None or vectors is None or len(paths) != len(vectors):
@@ -124,18 +126,20 @@ def read_index(content: dict[str, Any], annotations: Annotations, limit: int) ->
     for row, name in enumerate(paths):
         if name in annotations:
             rows.setdefault(name, []).append(row)
-    return Features(vectors, lengths_of(vectors), rows, boxes)
+    if not rows:
+        raise _of_no_image(path, paths[:1], annotations)
+    return Features(vectors, norms_of(vectors), rows, boxes)
 
 
 def read_images(
     path: str, content: dict[Any, Any], annotations: Annotations, limit: int, findings: Findings
 ) -> Features:
     """The features of path -> vector, matrix or dict. Raises SoirError, or ValueError."""
-    images: dict[str, Objects | None] = {}  # None: what there is cannot be used, and has been listed
+    images: dict[str, ImageVectors | None] = {}  # None: what there is cannot be used, and has been listed
     example = next(iter(content))
     for name in list(content):
         objects = as_objects(name, content.pop(name), limit)
-        limit -= objects.vectors.nbytes if objects else 0
+        limit -= 8 * objects.vectors.size if objects else 0
         if objects is None:
             findings.skip("feature that is no vector of numbers", shorten(name))
         if name in annotations:
@@ -159,27 +163,26 @@ def read_images(
     return stack(images, dimension)
 
 
-def stack(images: dict[str, Objects | None], dimension: int) -> Features:
+def stack(images: dict[str, ImageVectors | None], dimension: int) -> Features:
     """Put the vectors of images into one matrix. An image that is None has none of them."""
     count = sum(len(objects.vectors) for objects in images.values() if objects)
     vectors = np.empty((count, dimension), dtype=np.float32)
     has_boxes = any(objects and objects.boxes is not None for objects in images.values())
     boxes = np.full((count, 4), np.nan) if has_boxes else None
     rows, start = {}, 0
-    with np.errstate(over="ignore", invalid="ignore"):  # what is beyond float32 becomes infinite, which is reported
-        for name in list(images):
-            objects = images[name]
-            stop = start + (len(objects.vectors) if objects else 0)
-            rows[name] = list(range(start, stop))
-            if objects:
-                vectors[start:stop] = objects.vectors
-                if boxes is not None and objects.boxes is not None:
-                    boxes[start:stop] = objects.boxes
-            images[name], start = None, stop  # what is copied can go
-    return Features(vectors, lengths_of(vectors), rows, boxes)
+    for name in list(images):
+        objects = images[name]
+        stop = start + (len(objects.vectors) if objects else 0)
+        rows[name] = list(range(start, stop))
+        if objects:
+            vectors[start:stop] = as_float32(objects.vectors)
+            if boxes is not None and objects.boxes is not None:
+                boxes[start:stop] = objects.boxes
+        images[name], start = None, stop  # what is copied can go
+    return Features(vectors, norms_of(vectors), rows, boxes)
 
 
-def as_objects(name: Any, value: Any, limit: int) -> Objects | None:
+def as_objects(name: Any, value: Any, limit: int) -> ImageVectors | None:
     """The vectors of an image, from a value that may be anything; None if it is no vector, nor several.
 
     Raises ValueError if it takes more than `limit` bytes, or is an array of three dimensions.
@@ -204,10 +207,10 @@ def as_objects(name: Any, value: Any, limit: int) -> Objects | None:
         if boxes is None or boxes.shape != (len(matrix), 4):
             return None
         boxes = as_boxes(boxes)
-    return Objects(matrix, boxes)
+    return ImageVectors(matrix, boxes)
 
 
-def lengths_of(vectors: np.ndarray) -> np.ndarray:
+def norms_of(vectors: np.ndarray) -> np.ndarray:
     """float64 [V]: the length of each vector; 0 for one that is not finite."""
     lengths = np.zeros(len(vectors))
     step = max(1, CHUNK // max(1, vectors.shape[1]))
@@ -239,7 +242,7 @@ def without_odd_boxes(features: Features, findings: Findings) -> Features:
 def without_unusable(features: Features, annotations: Annotations, findings: Findings) -> Features:
     """The features without vectors that are not finite, or zero; images without a usable one are listed."""
     usable: dict[str, list[int]] = {}
-    is_usable = (features.lengths > 0).tolist()
+    is_usable = (features.norms > 0).tolist()
     for name in annotations:
         rows = features.rows.get(name)
         sound = [row for row in rows or () if is_usable[row]]
@@ -284,7 +287,7 @@ def find_by_features(features: Features, task: Task) -> Iterator[Found]:
         ranks_of_all, images_of_all = [], []
         for number, similarities in zip(scored.numbers, scored.images):
             images = columns.column_of[task.relevant[number]]
-            ranks, images = rank_images(similarities, images if columns.is_whole else images[images >= 0])
+            ranks, images = rank_images(similarities, images[images >= 0])
             ranks_of_all.append(ranks)
             images_of_all.append(images)
         counts = np.array(list(map(len, ranks_of_all)))
@@ -338,7 +341,7 @@ def rank_images(similarities: np.ndarray, images: np.ndarray) -> tuple[np.ndarra
     return ranks[order], images[order]
 
 
-def best_objects(scored: Scored, rows: np.ndarray, images: np.ndarray) -> np.ndarray:
+def best_objects(scored: Similarities, rows: np.ndarray, images: np.ndarray) -> np.ndarray:
     """int64 [N]: the row of `Features` of the best object in each image, the first one of equals.
 
     rows, images  int64 [N], of `scored.images`
@@ -356,7 +359,7 @@ def best_objects(scored: Scored, rows: np.ndarray, images: np.ndarray) -> np.nda
     return np.asarray(columns.rows[objects[first]])
 
 
-def score_images(features: Features, task: Task, numbers: list[int]) -> Iterator[Scored]:
+def score_images(features: Features, task: Task, numbers: list[int]) -> Iterator[Similarities]:
     """Yield the similarities of those of some queries that have features, kind by kind."""
     with progress_bar("scoring", total=len(numbers)) as bar:
         for kind, candidates in enumerate(task.candidates):
@@ -367,7 +370,7 @@ def score_images(features: Features, task: Task, numbers: list[int]) -> Iterator
             if not len(columns.rows):
                 continue
             step = max(1, BLOCK // max(len(columns.rows), features.vectors.shape[1]))
-            buffer = np.empty((min(step, len(features.lengths)), len(columns.vectors)), dtype=np.float32)
+            buffer = np.empty((min(step, len(features.norms)), len(columns.vectors)), dtype=np.float32)
             for block in split_by_rows([features.rows[task.queries[n]] for n in asking], step):
                 yield score_block(features, task, asking[block], columns, buffer)
                 bar.update(block.stop - block.start)
@@ -382,8 +385,7 @@ def make_columns(features: Features, task: Task, candidates: np.ndarray) -> Colu
     starts = np.cumsum([0, *map(len, rows_of_images)], dtype=np.int64)[:-1]
     rows = np.array(list(chain.from_iterable(rows_of_images)), dtype=np.int64)
     vectors, copies = distinct_rows(unit_rows(features, rows))
-    is_whole = len(positions) == len(candidates)
-    return Columns(np.array(positions, dtype=np.int64), is_whole, column_of, rows, starts, vectors, copies)
+    return Columns(np.array(positions, dtype=np.int64), column_of, rows, starts, vectors, copies)
 
 
 def unit_rows(features: Features, rows: np.ndarray) -> np.ndarray:
@@ -393,7 +395,7 @@ def unit_rows(features: Features, rows: np.ndarray) -> np.ndarray:
     for start in range(0, len(rows), step):
         chosen = rows[start : start + step]
         block = units[start : start + step]
-        np.divide(as_float32(features.vectors[chosen]), features.lengths[chosen, None], out=block, casting="same_kind")
+        np.divide(as_float32(features.vectors[chosen]), features.norms[chosen, None], out=block, casting="same_kind")
         block += 0.0  # -0.0 becomes 0.0, so that equal vectors are equal bytes
     return units
 
@@ -430,7 +432,9 @@ def split_by_rows(rows: list[list[int]], step: int) -> Iterator[slice]:
         yield slice(start, len(rows))
 
 
-def score_block(features: Features, task: Task, numbers: list[int], columns: Columns, buffer: np.ndarray) -> Scored:
+def score_block(
+    features: Features, task: Task, numbers: list[int], columns: Columns, buffer: np.ndarray
+) -> Similarities:
     """The similarities of some queries.
 
     buffer  float32 [rows, distinct], to be used again and again: the system would clear new memory each time
@@ -448,4 +452,4 @@ def score_block(features: Features, task: Task, numbers: list[int], columns: Col
     images = objects
     if len(columns.starts) < len(columns.rows):
         images = np.maximum.reduceat(objects, columns.starts, axis=1)
-    return Scored(numbers, columns, images, objects)
+    return Similarities(numbers, columns, images, objects)

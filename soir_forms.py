@@ -29,7 +29,6 @@ from soir_common import (
     Annotations,
     Box,
     Entry,
-    EntryBox,
     Rle,
     Size,
     doubt_of_mask,
@@ -42,7 +41,7 @@ from soir_files import SoirError
 from soir_images import full_path, image_size, is_image_size
 from soir_masks import box_of_runs, compress_list, draw_polygons, is_polygons, runs_of_list
 
-# What bringing an entry into the current form had to change: check of verify_dataset.py, a warning -> what it finds.
+# What had to be changed to bring an entry into the current form: the name of verify_dataset.py's warning -> its text.
 FORM_CHECKS = {
     "form-set": "no set is named: read as one set without a name",
     "form-role": "is_query is missing: read as a gallery image",
@@ -54,7 +53,7 @@ FORM_CHECKS = {
     "mask-row-major": "a mask is row-major, as the authors' script wrote it: pycocotools cannot decode it",
     "mask-inverted": "a list of run lengths lacks its leading 0: read as it stands, the mask is inverted",
     "mask-polygons": "a mask is polygons, as a COCO file has them, not RLE",
-    "query-box-inclusive": "the box of a query with a listed mask ends in its last pixel, not behind it",
+    "query-box-inclusive": "the box of a query whose mask is a list of runs ends in its last pixel, not behind it",
     "query-mask-empty": "the mask of a query is empty and its box the whole image, as the authors' script wrote it",
 }
 
@@ -113,7 +112,10 @@ def size_finder(base_path: str | None) -> SizeFinder:
 
 
 def size_of_image(path: str, entry: Entry, find_size: SizeFinder) -> Size | None:
-    """(height, width) of an image, from its masks or its header; None if there is neither. Raises SoirError."""
+    """(height, width) of an image, from its masks or its header; None if there is neither.
+
+    Raises SoirError if its first mask has no valid size.
+    """
     masks = masks_of(entry)
     if not masks or is_polygons(masks[0]):
         return find_size(path)
@@ -242,7 +244,7 @@ def _read_gallery_masks(entry: Entry, path: str, find_size: SizeFinder) -> Itera
 
 
 def _is_flat_box(value: Any) -> bool:
-    """Whether what should be a list of boxes is one box."""
+    """Whether a value is one box, four numbers, and not a list of boxes."""
     return isinstance(value, (list, tuple)) and len(value) == 4 and all(type(v) in (int, float) for v in value)
 
 
@@ -310,7 +312,7 @@ def _read_list(mask: Rle, box: Any, is_query: bool) -> MaskForm:
     is_row_major = mask.get("transpose") is False
     changes = ["mask-row-major" if is_row_major else "mask-list"]
     if _is_flat_box(box):  # otherwise nothing says how the mask is meant
-        mask_box: EntryBox = box_of_runs(runs, size, is_row_major)
+        mask_box: Box | None = box_of_runs(runs, size, is_row_major)
         if is_query and mask_box is None and _is_at(box, whole):
             # The render shows nothing of the object. The authors gave it the whole image as box, so its mask is that.
             runs, mask_box = np.array([0, size[0] * size[1]]), whole
@@ -330,7 +332,7 @@ def _read_list(mask: Rle, box: Any, is_query: bool) -> MaskForm:
         return MaskForm(mask, box)
 
 
-def _agree(mask_box: EntryBox, box: Box, is_query: bool) -> bool:
+def _agree(mask_box: Box | None, box: Box, is_query: bool) -> bool:
     """Whether the box of a mask is what the box of its object says."""
     if mask_box is None:
         return False

@@ -44,7 +44,8 @@ class Difference(NamedTuple):
 
 
 def score_hits(hits: Hits, relevant: np.ndarray) -> dict[str, np.ndarray]:
-    """The metrics of all queries: name -> float64 [queries]; IoUs are NaN for queries without boxes.
+    """The metrics of all queries: name -> float64 [queries]. There are IoUs only if the run has boxes; they are NaN for
+    a query with hits and no boxes, and 0 for one without hits.
 
     The rank of the first hit is among them; it is infinite where none was retrieved.
     relevant  int64 [queries]: how many relevant images each has; at least 1
@@ -73,10 +74,11 @@ def score_hits(hits: Hits, relevant: np.ndarray) -> dict[str, np.ndarray]:
         scores[f"nDCG@{k}"] = np.bincount(inside, gains[early], count) / ideal[best - 1]
     if hits.boxed.any():
         ious = first_of_each(hits.ious, firsts, found)
-        scores["IoU"] = np.where(hits.boxed, np.where(found > 0, ious, 0), np.nan)
+        known = hits.boxed | (found == 0)
+        scores["IoU"] = np.where(known, np.where(found > 0, ious, 0), np.nan)
         for k in RANKS:
             good = queries[(ranks <= k) & (hits.ious >= 0.5)]
-            scores[f"IoU>=0.5@{k}"] = np.where(hits.boxed, np.bincount(good, minlength=count) > 0, np.nan)
+            scores[f"IoU>=0.5@{k}"] = np.where(known, np.bincount(good, minlength=count) > 0, np.nan)
     return scores
 
 
@@ -107,6 +109,7 @@ def compare_means(first: np.ndarray, second: np.ndarray, instances: np.ndarray) 
     one sees a difference: the runs agree on which queries are hard.
 
     first, second  float64 [queries]: AP of the same queries
+    instances      int64 [queries]: as in `mean_interval`
     """
     differences = second - first
     mean = float(differences.mean())

@@ -33,7 +33,7 @@ class Objects(NamedTuple):
 
     images: np.ndarray  # int64 [N], ascending: positions in the gallery
     boxes: np.ndarray  # float64 [N, 4], (x1, y1, x2, y2) in pixels; NaN where the box is the whole image
-    of: dict[tuple[str, int], np.ndarray]  # (set, instance) -> int64, ascending: which of these N show it
+    by_instance: dict[tuple[str, int], np.ndarray]  # (set, instance) -> int64, ascending: which of the N show it
 
 
 class Task(NamedTuple):
@@ -43,7 +43,7 @@ class Task(NamedTuple):
     queries: list[str]
     gallery: list[str]
     candidates: list[np.ndarray]  # int64 [images], ascending: the positions that queries of one kind compete over
-    kinds: np.ndarray  # int64 [queries]: which of `candidates`
+    kinds: np.ndarray  # int64 [queries]: which of `candidates`: one for each set, and one for OWID's train queries
     relevant: list[np.ndarray]  # of each query, int64 [images], ascending: the positions of its relevant images
     instances: np.ndarray  # int64 [queries]: a number for the (set, instance) of each
     objects: Objects
@@ -101,6 +101,9 @@ def make_task(annotations: Annotations, others: Iterable[str] = (), find_size: S
     is_val = np.array([entry.get("split") == "val" for entry in entries], dtype=bool)
     objects = gather_objects(entries, members)
 
+    def without_junk(positions: np.ndarray, has_junk: bool) -> np.ndarray:
+        return positions[~is_val[positions]] if has_junk else positions
+
     kinds: dict[tuple[str, bool], int] = {}
     candidates: list[np.ndarray] = []
     kind_of_query = np.zeros(len(queries), dtype=np.int64)
@@ -113,11 +116,11 @@ def make_task(annotations: Annotations, others: Iterable[str] = (), find_size: S
         kind = kinds.setdefault((set_name, has_junk), len(kinds))
         if kind == len(candidates):
             positions = np.array(members.get(set_name, []), dtype=np.int64)
-            candidates.append(positions[~is_val[positions]] if has_junk else positions)
+            candidates.append(without_junk(positions, has_junk))
         key = set_name, tuple(instances_of(entry)), kind
         if key not in known:
             positions = np.unique(objects.images[objects_of(objects, entry)])
-            known[key] = positions[~is_val[positions]] if has_junk else positions
+            known[key] = without_junk(positions, has_junk)
         kind_of_query[number] = kind
         relevant.append(known[key])
     return Task(
@@ -165,14 +168,14 @@ def gather_objects(entries: list[Entry], members: dict[str, list[int]]) -> Objec
 def objects_of(objects: Objects, query: Entry) -> np.ndarray:
     """int64 [N], ascending: the objects that show any instance of a query."""
     keys = [(set_of(query), instance) for instance in set(instances_of(query))]
-    parts = [objects.of[key] for key in keys if key in objects.of]
+    parts = [objects.by_instance[key] for key in keys if key in objects.by_instance]
     return parts[0] if len(parts) == 1 else np.sort(np.concatenate([np.zeros(0, dtype=np.int64), *parts]))
 
 
 def number_instances(entries: list[Entry]) -> np.ndarray:
     """int64 [queries]: the same number for the queries of one instance of one set."""
     keys = [(set_of(entry), name_of_instances(entry)) for entry in entries]
-    numbers = {key: number for number, key in enumerate(sorted(set(keys), key=lambda key: f"{key[0]} {key[1]}"))}
+    numbers = {key: number for number, key in enumerate(sorted(set(keys)))}
     return np.array([numbers[key] for key in keys], dtype=np.int64)
 
 
@@ -228,6 +231,7 @@ def true_boxes(task: Task) -> Truth:
     """The boxes of the instances of all queries in their relevant images."""
     keys = [np.zeros(0, np.int64)]
     shown = [np.zeros(0, np.int64)]
+    # One query of each instance and kind.
     _, examples = np.unique(truth_keys(task, np.arange(len(task.queries)), 0), return_index=True)
     for number in examples.tolist():
         objects = objects_of(task.objects, task.annotations[task.queries[number]])
@@ -235,13 +239,13 @@ def true_boxes(task: Task) -> Truth:
         is_relevant = np.isin(images, task.relevant[number])  # and not junk
         keys.append(truth_keys(task, number, images[is_relevant]))
         shown.append(objects[is_relevant])
-    unique, starts = np.unique(np.concatenate(keys), return_index=True)
+    unique, starts = np.unique(np.concatenate(keys), return_index=True)  # they ascend already
     objects = np.concatenate(shown)
     return Truth(unique, np.append(starts, len(objects)), boxes_in_pixels(task, objects))
 
 
 def truth_keys(task: Task, queries: Any, positions: Any) -> Any:
-    """int64 [N]: a number for the instance of each query, as its kind of query sees it, in each gallery image."""
+    """int64 [N]: one number for each (instance, kind of query, gallery image)."""
     return (task.instances[queries] * len(task.candidates) + task.kinds[queries]) * len(task.gallery) + positions
 
 
@@ -271,7 +275,7 @@ def object_shares(objects: Objects, sizes: Sequence[Size | None]) -> np.ndarray:
 
 
 def best_ious(boxes: np.ndarray, images: np.ndarray, truth: Truth) -> np.ndarray:
-    """float64 [N]: the best IoU of each box with a true one of its image; 0 for a box that is NaN.
+    """float64 [N]: the best IoU of each box with a true one of its image; 0 where it, or all true ones, are NaN.
 
     boxes   float64 [N, 4], (x1, y1, x2, y2)
     images  int64 [N]: which of `truth.keys` each is of

@@ -10,9 +10,9 @@
                 where fewer were found (faiss); perhaps `scores` [Q, K], `boxes` [Q, K, 4]
     similarity  .npz or .pt: `queries`, `gallery`, `similarities` [Q, gallery], as the paper's code saves them
 
-Scores fall, or rise as distances do. In a list, the order of the list counts, and equal scores are ties. Ties are put
-in the order of the gallery in the annotation file. An image that is listed several times, once per object, keeps its
-first place.
+The scores of a list, or of `indices`, fall, or rise as distances do: its order counts, and equal scores are ties. The
+others are sorted, the highest score first. Ties are put in the order of the gallery in the annotation file. An image
+that is listed several times, once per object, keeps its first place.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from urllib.parse import quote, unquote
 
 import numpy as np
 
-from soir_arrays import MAX_RATIO, as_matrix, as_texts, load_npz
+from soir_arrays import as_matrix, as_texts, load_npz, unpacked_limit
 from soir_common import MAX_COORDINATE, is_box, shorten
 from soir_files import SoirError, open_regular, read_json
 from soir_loading import check_repeats, load_values
@@ -193,7 +193,7 @@ def _row_of(item: Any) -> tuple[Any, Any, Any]:
 def open_matrices(path: str, content: dict[str, Any]) -> RunFile:
     """A run in matrices. Raises SoirError if their shapes or values do not fit, or a query is there twice."""
     name = "indices" if "indices" in content else "similarities"
-    limit = MAX_RATIO * os.path.getsize(path)
+    limit = unpacked_limit(os.path.getsize(path))
     try:
         queries, gallery = as_texts(content.get("queries"), limit), as_texts(content.get("gallery"), limit)
         if queries is None or gallery is None:
@@ -296,7 +296,7 @@ def _quote(character: str) -> str:
     return quote(character, safe="", errors="surrogateescape" if "\udc80" <= character <= "\udcff" else "replace")
 
 
-def trec_run(task: Task, rankings: Iterable[tuple[int, Ranking]], tag: str) -> Iterator[bytes]:
+def trec_run(task: Task, rankings: Iterable[tuple[int, Ranking]]) -> Iterator[bytes]:
     """Yield a run in TREC's form, a query at a time. The scores fall strictly, so that everybody has the same order.
 
     rankings  (number of the query, its ranking)
@@ -307,7 +307,7 @@ def trec_run(task: Task, rankings: Iterable[tuple[int, Ranking]], tag: str) -> I
         lines = []
         for rank, position in enumerate(ranking.positions.tolist(), start=1):
             name = names[position] if position >= 0 else f"not-in-the-gallery-{rank}"
-            lines.append(f"{query} Q0 {name} {rank} {count - rank + 1} {tag}\n")
+            lines.append(f"{query} Q0 {name} {rank} {count - rank + 1} soir\n")
         yield "".join(lines).encode()
 
 

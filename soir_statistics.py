@@ -166,10 +166,12 @@ def print_summary(annotations: Annotations) -> None:
             images[name] += 1
             boxes[name] += len(entry["bbox"])
     rows = [["set", "queries", "gallery images", "boxes", "instances"]]
-    for name in list(instances)[:20]:
+    for name in list(instances)[:MAX_SETS]:
         figures = queries[name], images[name], boxes[name], len(instances[name])
         rows.append([label_of(name), *(f"{figure:,}" for figure in figures)])
     print_table(rows)
+    if len(instances) > MAX_SETS:
+        print(f"and {len(instances) - MAX_SETS:,} more sets")
 
 
 def print_statistics(figures: dict[str, dict[str, Any]]) -> None:

@@ -229,8 +229,8 @@ def _try_in_child(path: str, arrays: bool) -> None:
     """
     with _start_child(path, arrays) as child:
         try:
-            with signals_later():  # an exception in its C++ would end the process with a stack of C++
-                import torch  # noqa: F401  # which takes a second: meanwhile
+            with signals_later():  # an exception inside torch's C++ code would end the process with a stack of C++
+                import torch  # noqa: F401  # here, since it takes a second in which the child does the same
 
             assert child.stdout is not None
             reason = child.stdout.read().decode("utf-8")
@@ -272,7 +272,7 @@ def _child(path: str, arrays: bool) -> None:
 def _end_with_parent() -> None:
     """Let the system send us SIGIO, which ends us, when stdin is closed at its other end.
 
-    A thread that waits for that would have to wait for the other thread too, if that hashes a tuple, say.
+    A thread that watches stdin would not do: while the main thread hashes a nested tuple, no other thread runs.
     """
     import fcntl
     import select

@@ -29,8 +29,8 @@ Result = TypeVar("Result")
 # enough that the last ones do not keep one worker busy alone (a mask of RoboTools takes 15 ms).
 BATCH = 64
 
-# Batches that are handed over and not yet taken back: work for the ten seconds that the JSON of OWID takes to parse.
-# Not all of them, since on Ctrl-C each is cancelled by itself.
+# Batches that are handed over and not yet taken back: enough to keep the workers busy for the ten seconds in which the
+# main process parses the JSON of OWID, few enough to be cancelled one by one on Ctrl-C.
 WINDOW = 1000
 
 

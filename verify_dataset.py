@@ -8,7 +8,7 @@ Out  a report on the terminal; with --verbose or --report also as JSON; with --p
 
 The file may be in any form that soir_forms.py knows; what is not in the current one is a warning.
 
-Exit status: 0 fine, 1 the file has errors (with --strict: or warnings), 2 it could not be checked.
+Exit status: 0 fine, 1 the file has errors (with --strict: or anything else to notice), 2 it could not be checked.
 """
 
 from __future__ import annotations
@@ -91,10 +91,10 @@ CHECKS = {
     **{check: ("warning", text) for check, text in FORM_CHECKS.items()},
     "mask-mixed": ("warning", "some queries, or some gallery images, of a set have masks and others have none"),
     "set-case": ("warning", "the name of a set differs from that of a known one in upper and lower case only"),
-    "gallery-box-loose": ("warning", "the box of an object is far larger than its mask: a box of all of the object?"),
+    "gallery-box-loose": ("warning", "the box of an object is far larger than its mask: does it include hidden parts?"),
     "object-repeated": ("warning", "an image has the same instance with the same box twice"),
     "box-below-pixel": ("warning", "a box is less than a pixel wide or high: shares of the image, not pixels?"),
-    "query-unanswered": ("warning", "no gallery image of the set shows the query's instance"),
+    "query-unanswered": ("warning", "no gallery image is relevant to the query"),
     "instance-unqueried": ("warning", "an instance of the gallery has no query"),
     "path-twice": ("warning", "the same path stands there in another spelling too: ./a//b.jpg beside a/b.jpg"),
     "set-one-sided": ("warning", "the set has queries only, or gallery images only"),
@@ -153,6 +153,7 @@ def check_all(
     for path, size in sizes.items():
         for check, detail in extent_faults(entries[path], size) if path in entries else ():
             issues.add(check, path, detail)
+    check_spellings(entries, issues)
     check_sets(entries, issues)
     relevant = count_relevant(entries)
     if len(entries) == len(annotations):  # what is broken would make queries look unanswered
@@ -261,14 +262,21 @@ def check_retrieval(entries: Annotations, relevant: dict[str, int], issues: Issu
             issues.add("set-one-sided", label_of(name), "queries only" if queries else "gallery images only")
 
 
-def check_sets(entries: Annotations, issues: Issues) -> None:
-    """Check that the sets are alike in themselves, and named as they should be; and that no path is there twice."""
-    odd = [path for path in entries if path.startswith(("./", "../")) or re.search(r"//|/\.\.?/", path)]
-    spellings = Counter(map(posixpath.normpath, odd))
-    for path in odd:
-        name = posixpath.normpath(path)
+def check_spellings(entries: Annotations, issues: Issues) -> None:
+    """Check that no path stands there in two spellings."""
+    odd = {
+        path: posixpath.normpath(path)
+        for path in entries
+        if path.startswith(("./", "../")) or re.search(r"//|/\.\.?/", path)
+    }
+    spellings = Counter(odd.values())
+    for path, name in odd.items():
         if spellings[name] + (name in entries and name not in odd) > 1:
             issues.add("path-twice", path, name)
+
+
+def check_sets(entries: Annotations, issues: Issues) -> None:
+    """Check that the queries of a set all have masks or none has, and so its gallery images; and the names of sets."""
     for check, name, detail in set_doubts(entries):
         issues.add(check, label_of(name), detail)
 
@@ -293,8 +301,10 @@ def print_issues(issues: Issues, verbose: bool) -> None:
                 print("  ...")
 
 
-def make_report(ann_file: str, passed: bool, issues: Issues, figures: dict[str, Any]) -> dict[str, Any]:
-    """The JSON: all that the terminal shows, and every issue in full."""
+def make_report(
+    ann_file: str, passed: bool, issues: Issues, of_detections: Findings, figures: dict[str, Any]
+) -> dict[str, Any]:
+    """The JSON: the verdict, what the checks found, up to MAX_ISSUES issues in full, and the statistics."""
     return {
         "file": ann_file,
         "passed": passed,
@@ -308,6 +318,7 @@ def make_report(ann_file: str, passed: bool, issues: Issues, figures: dict[str, 
             {"check": check, "severity": CHECKS[check][0], "path": path, "detail": detail}
             for check, path, detail in issues.kept
         ],
+        "detections": {"skipped": of_detections.skipped, "noticed": of_detections.noticed},
         "statistics": figures,
         "published": {name: PUBLISHED[name] for name in figures if name in PUBLISHED},
     }
@@ -334,7 +345,7 @@ def hint_at_base(paths: list[str], base_path: str | None) -> str:
 def parse_args() -> argparse.Namespace:
     parser = make_parser(
         "Check an annotation file and say what is in it.",
-        "0 fine, 1 the file has errors (with --strict: or warnings), 2 it could not be checked",
+        "0 fine, 1 the file has errors (with --strict: or anything else to notice), 2 it could not be checked",
     )
     add = add_input_options(parser)
     text = "objects that a detector found: captions.pt of the paper's code, or COCO results (.json) by image path"
@@ -343,7 +354,7 @@ def parse_args() -> argparse.Namespace:
     add = parser.add_argument_group("checks").add_argument
     add("--skip-paths", action="store_true", help="do not look for the images")
     add("--sample-masks", type=positive, metavar="N", help="check N masks only, for a quick look")
-    add("--strict", action="store_true", help="exit with 1 on warnings too")
+    add("--strict", action="store_true", help="exit with 1 on warnings too, and on odd detections")
     add = parser.add_argument_group("output").add_argument
     text = "print every issue, and write a JSON report beside the annotation file: anns_verification.json of anns.pt"
     add("--verbose", action="store_true", help=text)
@@ -382,18 +393,18 @@ def main() -> int:
     base_path = absolute_base(args.base_path)
     issues = Issues()
     find_size = (lambda path: None) if args.skip_paths else size_finder(base_path)
-    doubts, detections = Findings(), None
+    of_detections, detections = Findings(), None
     annotations = load_any_form(args.ann_file, find_size, issues.add)
     if not annotations:
         raise SoirError(f"{args.ann_file} holds no entries, so there is nothing to check")
     check_no_image([args.report, args.preview], annotations, base_path)
     entries, relevant, sizes = check_all(annotations, base_path, args.skip_paths, args.sample_masks, issues)
     if args.detections:
-        detections = read_detections(args.detections, annotations, args.min_score, doubts)
+        detections = read_detections(args.detections, annotations, args.min_score, of_detections)
     figures = statistics(entries, relevant, sizes, detections)
 
     errors, warnings = issues.count("error"), issues.count("warning")
-    passed = not errors and not (args.strict and (warnings or doubts))
+    passed = not errors and not (args.strict and (warnings or of_detections))
     pages: list[Image.Image] = []
     if args.preview:
         drawable = {path: entry for path, entry in entries.items() if path not in issues.faulty}
@@ -409,7 +420,7 @@ def main() -> int:
         check_no_image(page_names(args.preview, len(pages)), annotations, base_path)
     written = []
     if args.report:
-        write_report(args.report, make_report(args.ann_file, passed, issues, figures))
+        write_report(args.report, make_report(args.ann_file, passed, issues, of_detections, figures))
         written.append(args.report)
     if pages:
         written += write_pages(args.preview, pages)
@@ -417,7 +428,7 @@ def main() -> int:
     if figures:
         print_statistics(figures)
     print_issues(issues, args.verbose)
-    print_findings(doubts, skipped="skipped of the detections", noticed="noticed of the detections")
+    print_findings(of_detections, skipped="skipped of the detections", noticed="noticed of the detections")
     if issues.counts["path-missing"] == len(annotations):
         print(f"\nNone of the images is there: {hint_at_base(list(annotations), base_path)}.")
     if args.preview and not pages:
@@ -432,6 +443,7 @@ def main() -> int:
     masks = sum(len(masks_of(entry)) for entry in entries.values())
     checked = "all" if args.sample_masks and args.sample_masks >= masks else f"{args.sample_masks or 0:,} of"
     left_out += f", {checked} {masks:,} masks checked" if args.sample_masks else ""
+    left_out += ", odd detections" if of_detections else ""
     print(f"\n{verdict}: {errors:,} errors, {warnings:,} warnings in {len(annotations):,} entries{left_out}")
     return 0 if passed else 1
 

@@ -27,7 +27,7 @@ from soir_console import Findings, exit_status, print_findings, progress_bar
 
 from soir_common import Annotations, boxes_of
 from soir_detections import Detections, read_detections
-from soir_files import SoirError, whole_file
+from soir_files import SoirError, check_outputs, whole_file
 from soir_forms import load_sound, size_finder
 from soir_images import absolute_base, full_path, read_image
 
@@ -79,7 +79,7 @@ def parse_args() -> argparse.Namespace:
     add("features", help="file to write, features.npz")
     add("--model", default="resnet50", help="name of a model of timm (default: resnet50)")
     add("--pretrained", action="store_true", help="download the model's weights")
-    add("--weights", metavar="FILE", help="load the model's weights from here")
+    add("--weights", metavar="FILE", help="load the model's weights, without a classifier, from here")
     add("--boxes", metavar="annotated|FILE", help="describe gallery images object by object")
     add("--base-path", metavar="DIR", help="folder that relative image paths start at")
     add("--batch-size", type=int, default=64, metavar="N", help="crops at a time (default: 64)")
@@ -91,6 +91,20 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
+def make_model(timm: Any, args: argparse.Namespace) -> Any:
+    """The network, without its classifier. Raises SoirError if timm cannot make it."""
+    if args.weights and not os.path.isfile(args.weights):
+        raise SoirError(f"{args.weights} is missing: name a file of weights")
+    if not args.weights and not args.pretrained:
+        print("the weights are random: give --pretrained or --weights FILE for others", file=sys.stderr)
+        torch.manual_seed(0)
+    try:
+        return timm.create_model(args.model, args.pretrained, checkpoint_path=args.weights or "", num_classes=0)
+    except Exception as error:  # of many kinds: no such model, no network, weights of another one
+        reason = (str(error) or type(error).__name__).strip().splitlines()[-1].strip()
+        raise SoirError(f"timm cannot make {args.model}: {reason}") from error
+
+
 @exit_status()
 @torch.inference_mode()
 def main() -> None:
@@ -99,20 +113,23 @@ def main() -> None:
         import timm  # here, not above, for the error
     except ModuleNotFoundError as error:
         raise SoirError(f"{error.name} is not installed: pip install timm") from error
+    check_outputs([args.features], [args.annotations, args.weights, args.boxes if args.boxes != "annotated" else None])
     base_path = absolute_base(args.base_path)
     annotations, findings = load_sound(args.annotations, size_finder(base_path)), Findings()
     detections = None
     if args.boxes not in (None, "annotated"):
         detections = read_detections(args.boxes, annotations, -math.inf, findings)
 
-    torch.manual_seed(0)  # of the random weights, if there are no others
-    model = timm.create_model(args.model, pretrained=args.pretrained, checkpoint_path=args.weights or "", num_classes=0)
+    model = make_model(timm, args)
     model.eval().to(args.device)
     transform = timm.data.create_transform(**timm.data.resolve_data_config({}, model=model))
     crops = list(list_crops(annotations, detections, args.boxes == "annotated"))
     loader = torch.utils.data.DataLoader(Crops(crops, base_path, transform), args.batch_size, num_workers=args.workers)
     batches = progress_bar("describing", loader, len(loader))
-    vectors = [model(batch.to(args.device)).float().cpu().numpy() for batch in batches]
+    try:
+        vectors = [model(batch.to(args.device)).float().cpu().numpy() for batch in batches]
+    except (OSError, SoirError) as error:  # that of a worker brings its traceback, and the reason in the last line
+        raise SoirError(str(error).strip().splitlines()[-1]) from error
 
     content: dict[str, Any] = {"paths": [crop.path for crop in crops], "features": np.concatenate(vectors)}
     if args.boxes:

@@ -24,11 +24,10 @@ import numpy as np
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
 from soir_console import exit_status, png_name, printable
 
-from soir_common import PUBLISHED, Annotations, box_share, masks_of, set_of
+from soir_common import PUBLISHED, Annotations, box_share, set_of
 from soir_files import SoirError, check_outputs, write_whole
-from soir_forms import SizeFinder, load_sound, size_finder
-from soir_images import absolute_base, is_image_size
-from soir_masks import is_polygons
+from soir_forms import SizeFinder, load_sound, size_finder, size_of_image
+from soir_images import absolute_base
 
 EDGES = np.geomspace(0.01, 100, 17)  # of the bins of AP, in %: four for a factor of ten; histograms have twice as many
 
@@ -38,9 +37,7 @@ def object_sizes(annotations: Annotations, find_size: SizeFinder) -> dict[str, l
     sizes: dict[str, list[float]] = {}
     for path, entry in annotations.items():
         if not entry["is_query"]:
-            masks = masks_of(entry)
-            in_mask: Any = masks[0].get("size") if masks and not is_polygons(masks[0]) else None
-            size = tuple(in_mask) if is_image_size(in_mask) else find_size(path)
+            size = size_of_image(path, entry, find_size)
             shares = [box_share(box, size) for box in entry["bbox"]] if size else []
             sizes.setdefault(set_of(entry) or "(none)", []).extend(shares)
     return {name: shares for name, shares in sizes.items() if shares}
