@@ -95,9 +95,7 @@ def make_model(timm: Any, args: argparse.Namespace) -> Any:
     """The network, without its classifier. Raises SoirError if timm cannot make it."""
     if args.weights and not os.path.isfile(args.weights):
         raise SoirError(f"{args.weights} is missing: name a file of weights")
-    if not args.weights and not args.pretrained:
-        print("the weights are random: give --pretrained or --weights FILE for others", file=sys.stderr)
-        torch.manual_seed(0)
+    torch.manual_seed(0)  # of random weights
     try:
         return timm.create_model(args.model, args.pretrained, checkpoint_path=args.weights or "", num_classes=0)
     except Exception as error:  # of many kinds: no such model, no network, weights of another one
@@ -136,6 +134,8 @@ def main() -> None:
         content["boxes"] = [(np.nan,) * 4 if crop.box is None else crop.box for crop in crops]
     with whole_file(args.features) as file:
         np.savez(file, **content)
+    if not args.weights and not args.pretrained:
+        print("the weights were random: --pretrained or --weights FILE names others")
     print_findings(findings, skipped="skipped of the detections", noticed="noticed of the detections")
 
 

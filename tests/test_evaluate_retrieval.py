@@ -1006,13 +1006,13 @@ def test_tables_are_written_as_latex_markdown_and_csv(tmp_path):
     _, files, _ = three_runs(tmp_path)
     tables = {}
     for ending in ("tex", "md", "csv"):
-        names = ("--names", "base_line", "ours & 50 %", "c|d")
+        names = ("--names", "base_line", "ours & 50 % at 1 - 2", "c|d")
         options = ["--rankings", *files[:2], "--features", files[2], *names, "--table", tmp_path / f"table.{ending}"]
         done = run_here("evaluate_retrieval.py", "--ann-file", tmp_path / "anns.pt", *options)
         assert done.returncode == 0, done.stderr
         tables[ending] = (tmp_path / f"table.{ending}").read_text()
     rows = list(csv.reader(io.StringIO(tables["csv"])))
-    assert [row[0] for row in rows] == ["", "base_line", "ours & 50 %", "c|d"]
+    assert [row[0] for row in rows] == ["", "base_line", "ours & 50 % at 1 - 2", "c|d"]
     assert all(len(row) == len(rows[0]) for row in rows)
     assert [line.split()[0] for line in done.stdout.splitlines()[1:4]] == ["base_line", "ours", "c|d"]
     lines = tables["md"].splitlines()
@@ -1022,7 +1022,8 @@ def test_tables_are_written_as_latex_markdown_and_csv(tmp_path):
     assert rows[2][1] in lines[3]
     assert tables["tex"].startswith("\\begin{tabular}{lrrrrrrrrr}")
     assert "base\\_line & " in tables["tex"]
-    assert "ours \\& 50 \\% & " in tables["tex"]
+    assert "ours \\& 50 \\% at 1 - 2 & " in tables["tex"]
+    assert re.search(r"& 0\.\d{4} -- 0\.\d{4} &", tables["tex"])
     body = [line for line in tables["tex"].splitlines() if line.endswith("\\\\")]
     assert [len(re.split(r"(?<!\\)&", line)) for line in body] == [10] * 4
 
@@ -1119,6 +1120,83 @@ def test_an_annotation_file_with_errors_is_not_scored(tmp_path):
 def save(folder, annotations):
     torch.save(annotations, str(folder / "anns.pt"))
     return folder / "anns.pt"
+
+
+def object_index(annotations, without=()):
+    """Features of an index, with a box per vector."""
+    vectors = {path: vector for path, vector in random_vectors(annotations).items() if path not in without}
+    boxes = np.tile([1.0, 1, 4, 4], (len(vectors), 1))
+    return {"paths": list(vectors), "features": np.stack(list(vectors.values())), "boxes": boxes}
+
+
+def test_a_query_that_finds_nothing_localizes_nothing(tmp_path):
+    """It counts 0 for IoU as for hit@K, so the first is never above the second."""
+    annotations = make_annotations(random.Random(0))
+    np.savez(str(tmp_path / "f.npz"), **object_index(annotations, without=queries_of(annotations)[::2]))
+    done, report, rows = score_file(tmp_path, annotations, "--features", tmp_path / "f.npz")
+    assert done.returncode == 1
+    ious = [float(row["IoU"]) for row in rows.values()]
+    assert ious.count(0) >= len(rows) / 2
+    overall = report["groups"]["all"]
+    assert overall["IoU"] == pytest.approx(np.mean(ious))
+    assert overall["queries_with_boxes"] == overall["queries"]
+    for k in (1, 5, 10):
+        assert overall[f"IoU>=0.5@{k}"] <= overall[f"hit@{k}"]
+
+
+def test_boxes_of_queries_only_are_no_boxes_of_a_run(tmp_path):
+    annotations = make_annotations(random.Random(0))
+    index = object_index(annotations)
+    index["boxes"][[path not in queries_of(annotations) for path in index["paths"]]] = np.nan
+    np.savez(str(tmp_path / "f.npz"), **index)
+    done, report, _ = score_file(tmp_path, annotations, "--features", tmp_path / "f.npz")
+    assert done.returncode == 0, done.stdout
+    assert "IoU" not in report["groups"]["all"]
+
+
+def test_an_index_may_have_more_arrays(tmp_path):
+    annotations = make_annotations(random.Random(0))
+    index = object_index(annotations)
+    figures = []
+    for more in ({}, {"scores": np.ones(len(index["paths"]))}):
+        np.savez(str(tmp_path / "f.npz"), **index, **more)
+        figures.append(score_file(tmp_path, annotations, "--features", tmp_path / "f.npz")[1]["groups"])
+    assert figures[0] == figures[1]
+
+
+def test_the_report_keeps_faults_apart_from_what_is_noticed_and_left_out(tmp_path):
+    annotations = make_annotations(random.Random(0))
+    vectors = {path: torch.tensor(vector) for path, vector in random_vectors(annotations).items()}
+    empty, missing = gallery_of(annotations)[:2]
+    vectors[empty] = torch.zeros(0, 8)
+    torch.save(vectors, str(tmp_path / "f.pt"))
+    done, report, _ = score_file(tmp_path, annotations, "--features", tmp_path / "f.pt")
+    assert (done.returncode, report["faults"]) == (0, {})
+    assert list(report["noticed"].values()) == [[empty]]
+    ((reason, places),) = report["left_out"].items()
+    assert "without relevant gallery images" in reason
+    assert len(places) == 4  # two queries of the instance of each set that is shown nowhere
+    del vectors[missing]
+    torch.save(vectors, str(tmp_path / "f.pt"))
+    done, report, _ = score_file(tmp_path, annotations, "--features", tmp_path / "f.pt")
+    assert (done.returncode, list(report["faults"].values())) == (1, [[missing]])
+
+
+def test_instances_are_numbered_alike_in_every_run():
+    """The resamples of an interval depend on it, and Python's order of a set of texts changes from run to run."""
+    code = "from soir_protocol import number_instances; print(number_instances({!r}))"
+    entries = [{"set": s, "ins": i, "is_query": True} for s, i in (("a", [1, 2]), ("a 1", [2]), ("a", 1), ("b", 3))]
+    shown = {
+        subprocess.run(
+            [sys.executable, "-c", code.format(entries)],
+            cwd=str(ROOT),
+            env={**os.environ, "PYTHONHASHSEED": str(seed)},
+            stdout=subprocess.PIPE,
+            check=True,
+        ).stdout
+        for seed in range(4)
+    }
+    assert len(shown) == 1
 
 
 @pytest.mark.parametrize("share, is_noticed", [(0.4, False), (0.6, True)])

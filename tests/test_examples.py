@@ -34,6 +34,10 @@ def test_what_the_backbone_cannot_describe_is_named(voxdet, sample_file, tmp_pat
     refused(run_here(EXAMPLE, tmp_path / "none.pt", features, *MODEL), "none.pt", "is missing")
     refused(run_here(EXAMPLE, sample_file, features, *MODEL, "--base-path", tmp_path), "rgb/")
     refused(run_here(EXAMPLE, sample_file, features, *MODEL, "--boxes", tmp_path / "none.pt"), "none.pt", "is missing")
+    refused(run_here(EXAMPLE, sample_file, features, *MODEL, "--weights", tmp_path / "w.pth"), "w.pth", "is missing")
+    refused(run_here(EXAMPLE, sample_file, features, "--model", "none"), "timm cannot make none")
+    done = run_script(EXAMPLE, sample_file, features, *MODEL[:-3], "1", "--device", "cpu", "--base-path", tmp_path)
+    refused(done, "rgb/")  # from a process that reads images
     assert not features.exists()
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pycocotools.mask as coco_mask
 import pytest
 import torch
-from conftest import load_plainly, needs_new_torch, run_here
+from conftest import load_plainly, needs_new_torch, refused, run_here
 from PIL import Image
 
 EMPTY_QUERY = "OWID/P1/10/rgb/000001.jpg"  # the sample has it: a render that shows nothing
@@ -590,6 +590,25 @@ def test_what_cannot_be_used_of_the_detections_is_counted(pictures):
         "1 x gallery image that is not in the detections, counted as one without any: g1.png",
     ):
         assert line in done.stdout
+
+
+def test_detections_without_scores_all_count(pictures):
+    found = {path: {"bboxes": record["bboxes"]} for path, record in FOUND.items()}
+    found["g1.png"]["scores"] = [0.9, 0.1]
+    source = save(pictures, found, "captions.pt")
+    done, report = verify(save(pictures, annotated()), pictures, "--detections", source)
+    assert report["statistics"]["RoboTools"]["detected_per_image_mean"] == (3 + 1) / 2
+    assert "image whose detections have no scores, so that all of them count" in done.stdout
+    assert report["detections"]["skipped"] == {"path that is no image of the annotation file": ["elsewhere.png"]}
+    done, report = verify(save(pictures, annotated()), pictures, "--detections", source, "--strict")
+    assert (done.returncode, report["passed"]) == (1, False)
+    assert done.stdout.splitlines()[-1].endswith("in 3 entries, odd detections")
+
+
+def test_detections_that_cannot_be_used_are_said_to_be_why_there_are_none(pictures):
+    source = save(pictures, {"g0.png": {"bboxes": [[0, 0, 9, 9]], "scores": []}}, "captions.pt")
+    done, _ = verify(save(pictures, annotated()), pictures, "--detections", source)
+    refused(done, "found image whose bboxes, scores and masks_rle differ in length")
 
 
 @pytest.mark.parametrize("number", [1, 2])

@@ -3,6 +3,7 @@
 import collections
 import json
 import os
+import time
 
 import numpy as np
 import pycocotools.mask as coco_mask
@@ -11,6 +12,7 @@ import torch
 from conftest import needs_new_torch, run_here
 from PIL import Image
 
+import verify_dataset
 from soir_forms import FORM_CHECKS
 
 QUERY, OTHER_QUERY = "OWID/P1/3/rgb/000000.jpg", "OWID/P1/3/rgb/000001.jpg"
@@ -341,6 +343,19 @@ def test_a_path_in_two_spellings_is_noticed(tiny, spelling):
     assert [issue["check"] for issue in report["issues"]] == ["path-twice"]
     annotations.pop(GALLERY)
     assert verify(tiny, annotations)[1]["issues"] == []
+
+
+def test_paths_that_begin_above_are_checked_in_linear_time():
+    """As --voxdet-root ../VoxDet makes them. Ten times the paths take ten times as long, not a hundred times."""
+    seconds = []
+    for count in (2_000, 20_000):
+        entries = {f"../VoxDet/{number}.jpg": {} for number in range(count)}
+        issues = verify_dataset.Issues()
+        start = time.process_time()
+        verify_dataset.check_spellings({**entries, "../VoxDet//7.jpg": {}}, issues)
+        seconds.append(time.process_time() - start)
+        assert [issue.path for issue in issues.kept] == ["../VoxDet/7.jpg", "../VoxDet//7.jpg"]
+    assert seconds[1] < 40 * seconds[0]
 
 
 def test_instances_are_matched_within_a_set_only(tiny):
