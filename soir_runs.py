@@ -35,7 +35,8 @@ from soir_protocol import Ranking, Task
 
 FORMS = (
     "a run is query path -> gallery paths (best first, perhaps [path, score, box]) or {path: score}, in JSON or .pt; "
-    "lines `query Q0 path rank score tag` of TREC; or queries, gallery and indices (or similarities) in .npz or .pt"
+    "lines `query Q0 path rank score tag` of TREC, white space in paths as %20; or queries, gallery and indices (or "
+    "similarities) in .npz or .pt"
 )
 
 # In place of a position in the gallery: UNKNOWN for a path that is no gallery image, OTHER for a path that --set or
@@ -46,6 +47,7 @@ UNKNOWN, OTHER = -1, -2
 ODD_PATH = "query that ranks a path that is no gallery image here, counted as wrong"
 ODD_SCORE = "query with a score that is no finite number, its image counted as not retrieved"
 ODD_BOX = "query with a box that is not (x1, y1, x2, y2), ignored"
+RISING = "run whose scores are 1, 2, 3, ...: if they are ranks, it is read upside down, for the highest score is best"
 ODD_ORDER = "query whose scores neither fall nor rise, taken in the order of its list"
 
 
@@ -85,13 +87,16 @@ def read_run(path: str, task: Task, findings: Findings) -> list[Ranking]:
     numbers: dict[str | None, int] = dict.fromkeys(task.others, OTHER)
     numbers.update((name, position) for position, name in enumerate(task.gallery))
     allowed = [_allowed_positions(task, kind) for kind in range(len(task.candidates))]
-    rankings = []
+    rankings, rising = [], 0
     for number, query in enumerate(progress_bar("reading", task.queries)):
         listed = run.listed(query)
         if listed is None:
             findings.skip("query without a ranking, scored 0", query)
             listed = Listed([])
+        rising += not listed.is_ordered and counts_up(listed.scores)
         rankings.append(read_ranking(query, listed, numbers, allowed[task.kinds[number]], findings))
+    if rising > len(rankings) / 2:
+        findings.notice(RISING, path)
     report_shares(path, (ranking.boxes for ranking in rankings if ranking.boxes is not None), findings)
     return rankings
 
@@ -121,6 +126,8 @@ def open_run(path: str) -> RunFile:
         content = content["knns"]
     elif "indices" in content or "similarities" in content:
         return open_matrices(path, content)
+    if any(isinstance(value, dict) and "is_query" in value for value in content.values()):
+        raise SoirError(f"{path} is an annotation file: name it by --ann-file, and here a run; {FORMS}")
     if content and all(_list_of(value) is None for value in content.values()):
         raise SoirError(f"{path} holds no rankings: {FORMS}")
     check_repeats(path, (len(value) for value in map(_list_of, content.values()) if value is not None))
@@ -364,6 +371,11 @@ def read_ranking(
         boxes = boxes[order]
         boxes = None if np.isnan(boxes).all() else boxes
     return Ranking(positions[order], None if scores is None else scores[order], boxes)
+
+
+def counts_up(scores: Any) -> bool:
+    """Whether scores, as a file lists them, are 1, 2, 3, ..., as ranks are."""
+    return isinstance(scores, list) and len(scores) > 1 and scores == list(range(1, len(scores) + 1))
 
 
 def look_up(paths: Sequence[str | None], numbers: dict[str | None, int]) -> np.ndarray:

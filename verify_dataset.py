@@ -336,6 +336,8 @@ def write_report(path: str, report: dict[str, Any]) -> None:
 def hint_at_base(paths: list[str], base_path: str | None) -> str:
     """What to do where none of the images is there."""
     relative = [path for path in paths if not os.path.isabs(path)]
+    if not relative:
+        return "their paths are absolute, so convert_annotations.py --replace-prefix OLD NEW says where they are now"
     found = find_root(base_path or ".", random.Random(0).sample(relative, min(len(relative), 3))) if relative else None
     if found:
         return f"they are one level from here, try --base-path {found}"

@@ -13,7 +13,7 @@ takes those of the annotation file, which is an upper bound and no result; a fil
 from __future__ import annotations
 
 import argparse
-import math
+import importlib
 import os
 import sys
 from typing import Any, Iterator, NamedTuple
@@ -81,6 +81,7 @@ def parse_args() -> argparse.Namespace:
     add("--pretrained", action="store_true", help="download the model's weights")
     add("--weights", metavar="FILE", help="load the model's weights, without a classifier, from here")
     add("--boxes", metavar="annotated|FILE", help="describe gallery images object by object")
+    add("--min-score", type=float, default=0.2, metavar="S", help="lowest score of a detection (default: 0.2)")
     add("--base-path", metavar="DIR", help="folder that relative image paths start at")
     add("--batch-size", type=int, default=64, metavar="N", help="crops at a time (default: 64)")
     add("--workers", type=int, default=2, metavar="N", help="processes that read images (default: 2)")
@@ -108,7 +109,7 @@ def make_model(timm: Any, args: argparse.Namespace) -> Any:
 def main() -> None:
     args = parse_args()
     try:
-        import timm  # here, not above, for the error
+        timm: Any = importlib.import_module("timm")  # here, not above, for the error
     except ModuleNotFoundError as error:
         raise SoirError(f"{error.name} is not installed: pip install timm") from error
     check_outputs([args.features], [args.annotations, args.weights, args.boxes if args.boxes != "annotated" else None])
@@ -116,7 +117,7 @@ def main() -> None:
     annotations, findings = load_sound(args.annotations, size_finder(base_path)), Findings()
     detections = None
     if args.boxes not in (None, "annotated"):
-        detections = read_detections(args.boxes, annotations, -math.inf, findings)
+        detections = read_detections(args.boxes, annotations, args.min_score, findings)
 
     model = make_model(timm, args)
     model.eval().to(args.device)

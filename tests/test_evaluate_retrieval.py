@@ -327,6 +327,34 @@ def test_similarities_in_sorted_rows_are_refused_since_they_tell_no_image(tmp_pa
     assert "save its `knns` too" in done.stderr
 
 
+@pytest.mark.parametrize("form", ["dict", "trec"])
+def test_ranks_in_place_of_scores_are_noticed(tmp_path, form):
+    """They are scored as they stand, the highest first, as trec_eval and ranx do."""
+    annotations = make_annotations(random.Random(34))
+    lists = {query: gallery_of(annotations) for query in queries_of(annotations)}
+    for is_rank in (True, False):
+        run = {q: {p: rank if is_rank else 1 / rank for rank, p in enumerate(r, 1)} for q, r in lists.items()}
+        file = tmp_path / "run.txt"
+        lines = (f"{q.replace(' ', '%20')} Q0 {p.replace(' ', '%20')} 7 {s} t" for q in run for p, s in run[q].items())
+        file.write_text(json.dumps(run) if form == "dict" else "\n".join(lines))
+        done, report, _ = score_file(tmp_path, annotations, "--rankings", file)
+        assert done.returncode == 0, done.stdout
+        assert ("1 x run whose scores are 1, 2, 3, ...: if they are ranks" in done.stdout) == is_rank
+    exported = tmp_path / "own.run"
+    score_file(tmp_path, annotations, "--rankings", file, "--trec", exported)
+    assert "1, 2, 3" not in score_file(tmp_path, annotations, "--rankings", exported)[0].stdout
+
+
+def test_what_is_no_run_is_named_for_what_it_may_be(tmp_path):
+    annotations = make_annotations(random.Random(34))
+    done, _, _ = score_file(tmp_path, annotations, "--rankings", tmp_path / "anns.pt")
+    refused(done, "anns.pt is an annotation file")
+    (tmp_path / "r.run").write_text("a query Q0 an image 1 0.5 tag\n")
+    refused(score_file(tmp_path, annotations, "--rankings", tmp_path / "r.run")[0], "white space in paths as %20")
+    (tmp_path / "r.run").write_text("query Q0 image 1 0.5 tag\na query Q0 an image 1 0.5 tag\n")
+    refused(score_file(tmp_path, annotations, "--rankings", tmp_path / "r.run")[0], "line 2", "%20")
+
+
 def test_boxes_of_matrices_are_scored(tmp_path):
     annotations = make_annotations(random.Random(34), sets=("OWID",))
     queries, gallery = queries_of(annotations), gallery_of(annotations)

@@ -345,6 +345,13 @@ def test_a_path_in_two_spellings_is_noticed(tiny, spelling):
     assert verify(tiny, annotations)[1]["issues"] == []
 
 
+def test_absolute_paths_of_another_machine_are_not_looked_for_below_a_base_path(tiny):
+    annotations = {f"/elsewhere/{path}": entry for path, entry in tiny.annotations().items()}
+    done, _ = verify(tiny, annotations)
+    assert done.returncode == 1
+    assert "convert_annotations.py --replace-prefix OLD NEW says where they are now." in done.stdout
+
+
 def test_paths_that_begin_above_are_checked_in_linear_time():
     """As --voxdet-root ../VoxDet makes them. Ten times the paths take ten times as long, not a hundred times."""
     seconds = []
