@@ -86,6 +86,18 @@ def read_source(path: str, find_size: SizeFinder) -> Source:
     return Source(annotations, upgraded, empty_queries)
 
 
+def refuse_loss(path: str, before: Annotations, after: Annotations, findings: Findings) -> None:
+    """Print the findings and raise SoirError if no entry, no query or no gallery image is left of those before."""
+    for what, is_query in (("query", True), ("gallery image", False)):
+        had, has = (
+            any(isinstance(entry, dict) and entry.get("is_query") is is_query for entry in entries.values())
+            for entries in (before, after)
+        )
+        if had and not has or not after:
+            print_findings(findings)
+            raise SoirError(f"no {what} of {path} can be used, so nothing was written: see verify_dataset.py")
+
+
 def keep_sound(source: Source, findings: Findings) -> Annotations:
     """The entries that break no rule; `keep_sound_masks` checks masks. Entries left out are added to the findings."""
     sound = {}
@@ -363,11 +375,11 @@ def main() -> int:
 
     source = read_source(args.ann_file, find_here_or_there)
     check_no_image([args.output_file, args.coco], source.annotations, base_path)
-    annotations = choose(keep_sound(source, findings), args, findings)
-    annotations = keep_sound_masks(annotations, findings)
-    if not annotations:
-        print_findings(findings)
-        raise SoirError(f"nothing of {args.ann_file} can be used, so nothing was written")
+    sound = keep_sound(source, findings)
+    refuse_loss(args.ann_file, source.annotations, sound, findings)
+    chosen = choose(sound, args, findings)
+    annotations = keep_sound_masks(chosen, findings)
+    refuse_loss(args.ann_file, chosen, annotations, findings)
     if prefix:
         annotations = replace_prefix(annotations, prefix, findings)
 

@@ -207,6 +207,24 @@ def test_a_box_that_reaches_out_of_the_size_of_its_mask_is_not_kept(pictures):
     assert "1 x entry with an error (box-outside, see verify_dataset.py): g1.png" in done.stdout
 
 
+@pytest.mark.parametrize("is_query, what", [(True, "no query"), (False, "no gallery image")])
+@pytest.mark.parametrize("damage", [{"bbox": "none"}, {"mask": {"size": [48, 64], "counts": "~"}}])
+def test_a_file_that_would_lose_all_its_queries_or_images_is_not_converted(pictures, is_query, what, damage):
+    """As one whose boxes are x y width height would."""
+    entries = any_set("mine", (True, True), (True, True))
+    for entry in entries.values():
+        if entry["is_query"] is is_query:
+            for field, value in damage.items():
+                entry[field] = value if is_query or field == "bbox" else [value] * len(entry["ins"])
+    file, output = save(pictures, entries), pictures / "converted.pt"
+    output.write_bytes(b"old")
+    done = run_here("convert_annotations.py", "--ann-file", file, "--base-path", pictures, "--output-file", output)
+    assert done.returncode == 2
+    assert f"error: {what} of {file} can be used, so nothing was written" in done.stderr
+    assert "skipped" in done.stdout
+    assert output.read_bytes() == b"old"
+
+
 def test_a_current_file_comes_out_as_it_is(sample_file, tmp_path):
     target = tmp_path / "same.pt"
     done = run_here("convert_annotations.py", "--ann-file", sample_file, "--output-file", target, "--strict")
