@@ -37,8 +37,9 @@ def read_archive(file: BinaryIO) -> tuple[bytes, set[tuple[int, int]]]:
     """The pickle in an archive of torch's, and the (size, CRC) of every file in it."""
     import zipfile  # here, not above: --help has no need of it, and it takes 6 ms
 
-    if file.read(4) != b"PK\x03\x04":  # where torch looks: it loads files that begin otherwise as older formats
-        raise ValueError("it is no archive, or of a torch before 1.6")
+    start = file.read(4)
+    if start != b"PK\x03\x04":  # where torch looks: it loads files that begin otherwise as older formats
+        raise ValueError("it is JSON" if start[:1] in (b"{", b"[") else "it is no archive, or of a torch before 1.6")
     with zipfile.ZipFile(file) as archive:
         infos = archive.infolist()
         for info in infos:

@@ -78,7 +78,7 @@ CHECKS = {
     "length-mismatch": ("error", "there is not one box, one id and one mask per object"),
     "box-malformed": ("error", "a box is not four numbers (x1, y1, x2, y2)"),
     "box-not-finite": ("error", "a box is not finite"),
-    "box-inside-out": ("error", "a box has no positive width and height"),
+    "box-inside-out": ("error", "a box has no positive width and height: is it x y width height, and not x1 y1 x2 y2?"),
     "box-outside": ("error", "a box reaches out of its image"),
     "mask-missing": ("error", "an object has no mask, in a set that has masks"),
     "mask-unexpected": ("error", "there is a mask, in a set that has none"),
