@@ -60,6 +60,9 @@ from soir_images import absolute_base, check_no_image, natural_key, tidy_path
 from soir_masks import MaskReading, examine_masks, mask_faults
 from soir_statistics import print_summary
 
+# Characters that the names of categories may take from those of sets, each of which all of its instances repeat.
+MAX_NAMES = 50_000_000
+
 # ------------------------------------------------------------------------------------------------------------- reading
 
 
@@ -257,6 +260,9 @@ def write_coco(path: str, annotations: Annotations, find_size: SizeFinder, findi
     empty `segmentation`, as in box-only COCO files.
     Raises SoirError if the file cannot be written.
     """
+    shown = {(entry["set"], i) for entry in annotations.values() for i in instances_of(entry)}
+    if sum(len(name) for name, _ in shown) > MAX_NAMES:
+        raise SoirError(f"the names of sets are too long for --coco: the {len(shown):,} categories repeat them")
     names = {category_of(entry, i): (entry["set"], i) for entry in annotations.values() for i in instances_of(entry)}
     categories = {name: number for number, name in enumerate(sorted(names, key=natural_key), start=1)}
     records = coco_records(annotations, categories, find_size, findings)

@@ -173,11 +173,12 @@ def describe_queries(task: Task, scored: np.ndarray) -> dict[str, list[Any]]:
     of_instance = [objects_of(task.objects, entries[first]) for first in firsts]
     difficulties = [difficulty(len(objects)) for objects in of_instance]
     object_sizes = [mean_or_none(shares[objects]) for objects in of_instance]
+    names = [name_of_instances(entries[first]) for first in firsts]
     return {
         "path": [task.queries[number] for number in scored],
         "set": list(map(set_of, entries)),
         "split": [entry.get("split") for entry in entries],
-        "instance": list(map(name_of_instances, entries)),
+        "instance": [names[number] for number in of_query],
         "relevant": [len(task.relevant[number]) for number in scored],
         "difficulty": [difficulties[number] for number in of_query],
         "object_size": [object_sizes[number] for number in of_query],
@@ -470,7 +471,8 @@ def name_runs(files: list[tuple[str, str]], names: list[str] | None) -> list[Run
 def main() -> int:
     args = parse_args()
     outputs = [args.report, args.per_query, args.table, args.qrels, args.trec, args.preview]
-    check_outputs(outputs, [args.ann_file, *(file for _, file in args.runs)])
+    inputs = [args.ann_file, *(file for _, file in args.runs)]
+    check_outputs(outputs, inputs)
     base_path = absolute_base(args.base_path)
     find_size = size_finder(base_path)
     task = make_task(*load_chosen(args.ann_file, args.set, args.split, find_size), find_size)
@@ -494,7 +496,9 @@ def main() -> int:
     if args.preview:
         chosen = choose_queries(args, task, scored, results[0].metrics["AP"])
         pages = draw_rankings(chosen, dict(rank(list(chosen))), task, base_path)
-        check_no_image(page_names(args.preview, len(pages)), [*task.annotations, *task.others], base_path)
+        names = page_names(args.preview, len(pages))
+        check_outputs([*outputs[:-1], *names], inputs)
+        check_no_image(names, [*task.annotations, *task.others], base_path)
     if args.report:
         write_whole(args.report, make_report(args, task, scored, results, notes))
     if args.per_query:

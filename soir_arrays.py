@@ -109,7 +109,7 @@ def as_matrix(value: Any, dimensions: int, limit: int) -> np.ndarray | None:
         if row is None or rows and row.shape != rows[0].shape:
             return None
         rows.append(row)
-        limit -= 8 * row.size
+        limit -= 8 * row.size + 100  # an array takes that much besides
         check_size(0, limit)
     return np.stack(rows) if rows else None
 

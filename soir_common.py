@@ -496,6 +496,10 @@ def _entry_size(entry: Any) -> int:
         counts = mask.get("counts") if isinstance(mask, dict) else None
         if isinstance(counts, (str, bytes, list)):
             size += len(counts)
+        elif isinstance(mask, (list, tuple)):  # one polygon of a query, or the polygons of an object
+            size += len(mask)
+            if mask and isinstance(mask[0], (list, tuple)):
+                size += sum(len(polygon) for polygon in mask if isinstance(polygon, (list, tuple)))
     return size
 
 

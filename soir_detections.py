@@ -78,7 +78,7 @@ def read_detections(path: str, annotations: Annotations, min_score: float, findi
         findings.skip("path that is no image of the annotation file", other)
     for name, entry in annotations.items():
         if isinstance(entry, dict) and entry.get("is_query") is False and name not in boxes:
-            findings.notice("gallery image that is not in the detections, counted as one without any", name)
+            findings.notice("gallery image that is not in the detections, counted as one without any", shorten(name))
     return {name: np.array(found, dtype=np.float64).reshape(-1, 4) for name, found in boxes.items()}
 
 

@@ -287,13 +287,14 @@ def _tidy(mask: Rle) -> Rle:
     """A compressed mask, with counts as text and size as a list. pycocotools decodes bytes and tuples just as well, so
     this change is not reported."""
     size, counts = mask.get("size"), mask.get("counts")
-    if _is_usual_mask(mask) or not isinstance(size, (list, tuple)) or not isinstance(counts, (str, bytes)):
+    is_size = isinstance(size, (list, tuple)) and len(size) == 2
+    if _is_usual_mask(mask) or not is_size or not isinstance(counts, (str, bytes)):
         return mask
     if isinstance(counts, bytes):
         if not counts.isascii():
             return mask
         counts = counts.decode("ascii")
-    return {"size": list(size), "counts": counts}
+    return {"size": list(size), "counts": counts}  # type: ignore[arg-type]
 
 
 def _draw(polygons: Any, size: Size) -> Any:

@@ -187,14 +187,33 @@ def check_no_image(outputs: Iterable[str | None], paths: Iterable[Any], base_pat
 
     paths, base_path  of its entries, as of `full_path`
     """
-    names = {
-        os.path.basename(os.path.realpath(output)): output for output in outputs if output and os.path.exists(output)
-    }
-    for path in paths if names else ():
-        output = names.get(os.path.basename(path)) if isinstance(path, str) and "\0" not in path else None
-        full = full_path(path, base_path) if output else None
-        if output and full and os.path.exists(full) and os.path.samefile(full, output):
-            raise SoirError(f"the output {output} is an image of the annotation file: name another file")
+    existing = [output for output in outputs if output and os.path.isfile(output)]
+    files = {_file_id(output): output for output in existing}
+    names = {os.path.basename(name) for output in existing for name in (output, os.path.realpath(output))}
+    are_images = any(map(_is_image, existing))  # then the path of an entry may also be a link of another name to one
+    for path in paths if existing else ():
+        if isinstance(path, str) and "\0" not in path and (are_images or os.path.basename(path) in names):
+            full = full_path(path, base_path)
+            output = files.get(_file_id(full)) if full else None
+            if output:
+                raise SoirError(f"the output {output} is an image of the annotation file: name another file")
+
+
+def _file_id(path: str) -> tuple[int, int] | None:
+    """What all names and links of one file have in common; None if there is no such file."""
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):
+        return None
+    return status.st_dev, status.st_ino
+
+
+def _is_image(path: str) -> bool:
+    try:
+        with open_regular(path) as file:
+            return file.read(4).startswith((b"\xff\xd8", b"\x89PNG", b"BM"))
+    except OSError:
+        return False
 
 
 def full_path(path: str, base_path: str | None) -> str | None:

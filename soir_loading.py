@@ -77,6 +77,8 @@ def save_values(values: dict[str, Any], path: str) -> int:
                     output.write(b".")
                 archive.writestr(zipfile.ZipInfo("archive/byteorder"), "little")
                 archive.writestr(zipfile.ZipInfo("archive/version"), "3\n")
+        except RecursionError as error:
+            raise SoirError(f"cannot write {path}: a value is nested too deeply; nothing was changed") from error
         except ValueError as error:  # zipfile turns an interrupt within archive.open into this
             raise error.__context__ or error from None
         return file.tell()

@@ -33,7 +33,7 @@ class Objects(NamedTuple):
 
     images: np.ndarray  # int64 [N], ascending: positions in the gallery
     boxes: np.ndarray  # float64 [N, 4], (x1, y1, x2, y2) in pixels; NaN where the box is the whole image
-    by_instance: dict[tuple[str, int], np.ndarray]  # (set, instance) -> int64, ascending: which of the N show it
+    by_instance: dict[tuple[str, int], np.ndarray]  # (set, instance) of a query -> int64, ascending: which show it
 
 
 class Task(NamedTuple):
@@ -99,7 +99,9 @@ def make_task(annotations: Annotations, others: Iterable[str] = (), find_size: S
     for position, entry in enumerate(entries):
         members.setdefault(set_of(entry), []).append(position)
     is_val = np.array([entry.get("split") == "val" for entry in entries], dtype=bool)
-    objects = gather_objects(entries, members)
+    instances = number_instances([annotations[path] for path in queries])
+    asked = {(set_of(annotations[path]), i) for path in queries for i in instances_of(annotations[path])}
+    objects = gather_objects(entries, members, asked)
 
     def without_junk(positions: np.ndarray, has_junk: bool) -> np.ndarray:
         return positions[~is_val[positions]] if has_junk else positions
@@ -108,7 +110,7 @@ def make_task(annotations: Annotations, others: Iterable[str] = (), find_size: S
     candidates: list[np.ndarray] = []
     kind_of_query = np.zeros(len(queries), dtype=np.int64)
     relevant: list[np.ndarray] = []
-    known: dict[tuple[str, tuple[int, ...], int], np.ndarray] = {}  # one array serves all queries of an instance
+    known: dict[tuple[int, int], np.ndarray] = {}  # one array serves all queries of an instance and kind
     for number, path in enumerate(queries):
         entry = annotations[path]
         set_name = set_of(entry)
@@ -117,7 +119,7 @@ def make_task(annotations: Annotations, others: Iterable[str] = (), find_size: S
         if kind == len(candidates):
             positions = np.array(members.get(set_name, []), dtype=np.int64)
             candidates.append(without_junk(positions, has_junk))
-        key = set_name, tuple(instances_of(entry)), kind
+        key = int(instances[number]), kind
         if key not in known:
             positions = np.unique(objects.images[objects_of(objects, entry)])
             known[key] = without_junk(positions, has_junk)
@@ -130,18 +132,19 @@ def make_task(annotations: Annotations, others: Iterable[str] = (), find_size: S
         candidates,
         kind_of_query,
         relevant,
-        number_instances([annotations[path] for path in queries]),
+        instances,
         objects,
         frozenset(others),
         find_size,
     )
 
 
-def gather_objects(entries: list[Entry], members: dict[str, list[int]]) -> Objects:
+def gather_objects(entries: list[Entry], members: dict[str, list[int]], asked: set[tuple[str, int]]) -> Objects:
     """The objects of gallery images.
 
     entries  in the order of the gallery
     members  set -> the positions of its images
+    asked    the (set, instance) of all queries
     """
     counts = np.array([len(entry["ins"]) for entry in entries], dtype=np.int64)
     images = np.repeat(np.arange(len(entries)), counts)
@@ -158,11 +161,16 @@ def gather_objects(entries: list[Entry], members: dict[str, list[int]]) -> Objec
     ids, sets = ids[order], sets[order]
     is_first = np.ones(len(order), dtype=bool)
     is_first[1:] = (ids[1:] != ids[:-1]) | (sets[1:] != sets[:-1])
-    firsts = np.flatnonzero(is_first)
-    parts = np.split(order, firsts[1:])
+    starts = np.flatnonzero(is_first)
+    stops = np.append(starts[1:], len(order))
+    chosen = np.flatnonzero(np.isin(ids[starts], [instance for _, instance in asked]))
     names = list(members)
-    keys = [(names[number], instance) for number, instance in zip(sets[firsts].tolist(), ids[firsts].tolist())]
-    return Objects(images, boxes, dict(zip(keys, parts)))
+    by_instance = {}
+    for start, stop in zip(starts[chosen].tolist(), stops[chosen].tolist()):
+        key = names[sets[start]], int(ids[start])
+        if key in asked:
+            by_instance[key] = order[start:stop]
+    return Objects(images, boxes, by_instance)
 
 
 def objects_of(objects: Objects, query: Entry) -> np.ndarray:
@@ -174,9 +182,13 @@ def objects_of(objects: Objects, query: Entry) -> np.ndarray:
 
 def number_instances(entries: list[Entry]) -> np.ndarray:
     """int64 [queries]: the same number for the queries of one instance of one set."""
-    keys = [(set_of(entry), name_of_instances(entry)) for entry in entries]
-    numbers = {key: number for number, key in enumerate(sorted(set(keys)))}
-    return np.array([numbers[key] for key in keys], dtype=np.int64)
+    found: dict[tuple[str, str], int] = {}
+    numbers = np.array(
+        [found.setdefault((set_of(entry), name_of_instances(entry)), len(found)) for entry in entries], dtype=np.int64
+    )
+    rank = np.empty(len(found), dtype=np.int64)  # by set and name, whatever comes first in the file
+    rank[[found[key] for key in sorted(found)]] = np.arange(len(found))
+    return np.asarray(rank[numbers])
 
 
 def name_of_instances(entry: Entry) -> str:

@@ -419,7 +419,9 @@ def main() -> int:
             args.order or "random",
         )
         pages = draw_instances(drawable, sizes, base_path, choice)
-        check_no_image(page_names(args.preview, len(pages)), annotations, base_path)
+        names = page_names(args.preview, len(pages))
+        check_outputs([args.report, *names], [args.ann_file, args.detections])
+        check_no_image(names, annotations, base_path)
     written = []
     if args.report:
         write_report(args.report, make_report(args.ann_file, passed, issues, of_detections, figures))

@@ -502,6 +502,56 @@ NO_RANKINGS = {
     "items of dicts": [{}, {"path": "a"}],
     "text that is no path": ["", "\0", "\ud800", "a\nb", "x" * 100_000],
 }
+
+
+def test_a_key_that_is_no_path_is_an_error_beside_detections_too(base):
+    (base / "found.json").write_text('[{"image_id": "query.jpg", "bbox": [0, 0, 5, 5], "score": 0.9}]')
+    entries = torch.load(str(save(base)[1]), weights_only=False)
+    entries[1] = entries["photograph.jpg"]
+    torch.save(entries, str(base / "anns.pt"))
+    options = ("--skip-paths", "--detections", base / "found.json")
+    done = run_here("verify_dataset.py", "--ann-file", base / "anns.pt", *options)
+    assert (done.returncode, done.stderr) == (1, "")
+    assert "entry-type" in done.stdout
+
+
+def test_a_value_that_is_too_deep_to_be_written_again_is_an_error(base):
+    deep = b"]" * 600 + b"a" * 599  # lists, each in the next one; Python's own pickler would not come so far
+    data = pickle.dumps({"query.jpg": QUERY, "photograph.jpg": {**PHOTOGRAPH, "more": "DEEP"}}, protocol=2)
+    zip_pickle(base / "anns.pt", data.replace(b"X\x04\x00\x00\x00DEEP", deep))
+    (base / "out.pt").write_bytes(b"old")
+    done = run_here("convert_annotations.py", "--ann-file", base / "anns.pt", "--output-file", base / "out.pt")
+    refused(done, "out.pt", "nested too deeply")
+    assert (base / "out.pt").read_bytes() == b"old"
+
+
+def shared(**fields):
+    """An entry of a query, with values that a pickle holds once, however often they stand there."""
+    return {"bbox": (0, 0, 5, 5), "is_query": True, "ins": 1, "set": "mine", **fields}
+
+
+@needs_proc
+@pytest.mark.parametrize("kind", ["sizes", "polygons", "names"])
+def test_what_stands_once_in_a_file_takes_no_memory_each_time_it_is_used(base, kind):
+    number = 9000
+    options = ("verify_dataset.py", "--skip-paths")
+    if kind == "sizes":
+        mask = {"size": [1] * number, "counts": b"1"}
+        objects = {"bbox": [(0, 0, 5, 5)] * number, "ins": [1] * number, "mask": [mask] * number, "is_query": False}
+        entries = {"g": shared(**objects)}
+    elif kind == "polygons":
+        entries = {"q": shared(mask=[[1] * number] * number)}
+    else:
+        name = "x" * 100_000
+        entries = {"q": shared(set=name), "g": shared(set=name, is_query=False, bbox=[None] * number, mask=[])}
+        entries["g"]["ins"] = list(range(number))
+        options = ("convert_annotations.py", "--coco", base / "c.json")
+    torch.save(entries, str(base / "anns.pt"))
+    done = run_bounded(*options, "--ann-file", base / "anns.pt", memory=200)
+    assert done.returncode in (1, 2)
+    assert "memory" not in done.stderr
+
+
 BAD_SCORES = [NAN, INF, "0.5", True, [0.5], {}]
 BAD_BOXES = ["0 0 1 1", [0, 0, 1], [0, 0, NAN, 1], [0, 0, INF, 1], [0, 0, "1", 1], [1, 1, 0, 0], {"x": 0}]
 

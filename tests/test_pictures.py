@@ -163,6 +163,37 @@ def test_a_page_takes_no_place_of_an_image(picture):
     assert not picture.path("p-1.png").exists()
 
 
+def test_an_image_that_is_a_link_is_not_overwritten_under_either_name(picture):
+    """As git-annex and DVC keep images."""
+    link, real = "RoboTools/test/1/rgb/000000.png", "store.png"
+    picture.path(link).rename(picture.path(real))
+    picture.path(link).symlink_to(picture.path(real))
+    before = picture.path(real).read_bytes()
+    for name in (link, real):
+        refused(verify(picture, "--preview", picture.path(name)), "is an image of the annotation file")
+        options = ("--ann-file", picture.path("anns.pt"), "--base-path", picture.root)
+        done = run_here("convert_annotations.py", *options, "--output-file", picture.path(name))
+        refused(done, "is an image of the annotation file")
+    assert picture.path(real).read_bytes() == before
+
+
+@pytest.mark.parametrize("taken", ["folder", "input", "other output"])
+def test_pages_are_outputs_like_others(picture, taken):
+    torch.save(with_many_rows(picture), str(picture.path("anns.pt")))
+    anns, report = picture.path("anns.pt"), picture.path("r.json")
+    if taken == "folder":
+        picture.path("p-2.png").mkdir()
+    elif taken == "input":
+        anns = anns.rename(picture.path("p-2.png"))
+    else:
+        report = picture.path("p-2.png")
+    options = ("--base-path", picture.root, "--preview", picture.path("p.png"), "--preview-count", 50)
+    done = run_here("verify_dataset.py", "--ann-file", anns, *options, "--report", report)
+    refused(done, "p-2.png", {"folder": "no regular file", "input": "input", "other output": "another output"}[taken])
+    assert not picture.path("p-1.png").exists()
+    assert not picture.path("r.json").exists()
+
+
 def test_a_label_stays_below_its_tile(picture):
     annotations = torch.load(str(picture.path("anns.pt")))
     long = "x" * 150
