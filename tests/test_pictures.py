@@ -184,7 +184,8 @@ def test_pages_are_outputs_like_others(picture, taken):
     if taken == "folder":
         picture.path("p-2.png").mkdir()
     elif taken == "input":
-        anns = anns.rename(picture.path("p-2.png"))
+        anns.rename(picture.path("p-2.png"))
+        anns = picture.path("p-2.png")
     else:
         report = picture.path("p-2.png")
     options = ("--base-path", picture.root, "--preview", picture.path("p.png"), "--preview-count", 50)
