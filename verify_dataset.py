@@ -255,7 +255,9 @@ def check_retrieval(entries: Annotations, relevant: dict[str, int], issues: Issu
             queried = {instance for entry in queries.values() for instance in instances_of(entry)}
             for path, entry in queries.items():
                 if not relevant[path]:
-                    issues.add("query-unanswered", path, f"instance {', '.join(map(str, instances_of(entry)))}")
+                    issues.add(
+                        "query-unanswered", path, f"instance {shorten(', '.join(map(str, instances_of(entry))))}"
+                    )
             for instance in sorted(shown - queried):
                 issues.add("instance-unqueried", f"{label_of(name)} instance {instance}")
         else:
