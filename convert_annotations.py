@@ -90,15 +90,18 @@ def read_source(path: str, find_size: SizeFinder) -> Source:
 
 
 def refuse_loss(path: str, before: Annotations, after: Annotations, findings: Findings) -> None:
-    """Print the findings and raise SoirError if no entry, no query or no gallery image is left of those before."""
-    for what, is_query in (("query", True), ("gallery image", False)):
-        had, has = (
-            any(isinstance(entry, dict) and entry.get("is_query") is is_query for entry in entries.values())
-            for entries in (before, after)
-        )
-        if had and not has or not after:
-            print_findings(findings)
-            raise SoirError(f"no {what} of {path} can be used, so nothing was written: see verify_dataset.py")
+    """Print the findings and raise SoirError if no query, no gallery image or no entry is left of those before."""
+    lost = roles_of(before) - roles_of(after)
+    if lost or not after:
+        what = "query" if True in lost else "gallery image" if lost else "entry"
+        print_findings(findings)
+        raise SoirError(f"no {what} of {path} can be used, so nothing was written: see verify_dataset.py")
+
+
+def roles_of(annotations: Annotations) -> set[bool]:
+    """The values of is_query that entries, which may be anything, have."""
+    values = (entry.get("is_query") for entry in annotations.values() if isinstance(entry, dict))
+    return {value for value in values if type(value) is bool}
 
 
 def keep_sound(source: Source, findings: Findings) -> Annotations:
@@ -263,7 +266,7 @@ def write_coco(path: str, annotations: Annotations, find_size: SizeFinder, findi
     shown = {(entry["set"], i) for entry in annotations.values() for i in instances_of(entry)}
     if sum(len(name) for name, _ in shown) > MAX_NAMES:
         raise SoirError(f"the names of sets are too long for --coco: the {len(shown):,} categories repeat them")
-    names = {category_of(entry, i): (entry["set"], i) for entry in annotations.values() for i in instances_of(entry)}
+    names = {category_of(*key): key for key in shown}
     categories = {name: number for number, name in enumerate(sorted(names, key=natural_key), start=1)}
     records = coco_records(annotations, categories, find_size, findings)
     images, objects = 0, 0
@@ -307,7 +310,7 @@ def coco_records(
                 {
                     "id": number,
                     "image_id": image_number,
-                    "category_id": categories[category_of(entry, instance)],
+                    "category_id": categories[category_of(entry["set"], instance)],
                     "bbox": [x1, y1, x2 - x1, y2 - y1],
                     "area": area,
                     "segmentation": mask or [],
@@ -326,9 +329,9 @@ def objects_of(entry: Entry) -> Iterator[tuple[int, EntryBox, Rle | None]]:
         yield instance, boxes[at], masks[at] if masks else None
 
 
-def category_of(entry: Entry, instance: int) -> str:
+def category_of(set_name: str, instance: int) -> str:
     """The name of an instance, OWID/5; without a set, 5."""
-    return f"{entry['set']}/{instance}" if entry["set"] else str(instance)
+    return f"{set_name}/{instance}" if set_name else str(instance)
 
 
 # -------------------------------------------------------------------------------------------------------------- script

@@ -287,14 +287,15 @@ def _tidy(mask: Rle) -> Rle:
     """A compressed mask, with counts as text and size as a list. pycocotools decodes bytes and tuples just as well, so
     this change is not reported."""
     size, counts = mask.get("size"), mask.get("counts")
-    is_size = isinstance(size, (list, tuple)) and len(size) == 2
-    if _is_usual_mask(mask) or not is_size or not isinstance(counts, (str, bytes)):
+    if _is_usual_mask(mask) or not isinstance(size, (list, tuple)) or not isinstance(counts, (str, bytes)):
+        return mask
+    if len(size) != 2:  # it is wrong, and may be in the file once and stand in thousands of masks
         return mask
     if isinstance(counts, bytes):
         if not counts.isascii():
             return mask
         counts = counts.decode("ascii")
-    return {"size": list(size), "counts": counts}  # type: ignore[arg-type]
+    return {"size": list(size), "counts": counts}
 
 
 def _draw(polygons: Any, size: Size) -> Any:

@@ -374,8 +374,12 @@ def read_ranking(
 
 
 def counts_up(scores: Any) -> bool:
-    """Whether scores, as a file lists them, are 1, 2, 3, ..., as ranks are."""
-    return isinstance(scores, list) and len(scores) > 1 and scores == list(range(1, len(scores) + 1))
+    """Whether scores, as a file lists them, are 1, 2, 3, ..., or 0, 1, 2, ..., as ranks are."""
+    return (
+        isinstance(scores, list)
+        and len(scores) > 1
+        and any(scores == list(range(first, first + len(scores))) for first in (0, 1))
+    )
 
 
 def look_up(paths: Sequence[str | None], numbers: dict[str | None, int]) -> np.ndarray:

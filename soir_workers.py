@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from soir_console import progress_bar
 
+import multiprocessing
 import os
 import signal
 import threading
@@ -50,8 +51,7 @@ def map_ordered(
         if workers <= 1:
             yield _one_by_one(([function(item)] for item in items), progress)
             return
-        # Here, not above: --help and a run with one worker have no need of them, and they take 5 ms.
-        import multiprocessing
+        # Here, not above: --help and a run with one worker have no need of them, and they take 4 ms.
         from concurrent.futures.process import BrokenProcessPool, ProcessPoolExecutor
 
         # Once this is 1, the workers drop the items that they still have. They are not killed: a worker that is killed
@@ -83,8 +83,6 @@ def _submit(
         with signals_later():
             waiting.extend(pool.submit(_work, function, batch) for batch in batches)
     except OSError as error:
-        import multiprocessing
-
         for process in multiprocessing.active_children():  # they have no work yet, and nobody to give them any
             process.kill()
         raise SoirError(f"cannot start worker processes ({error}): use fewer --workers") from error
@@ -122,8 +120,6 @@ def _start_worker(stop: Any, starter: int) -> None:
     stop     shared with the parent
     starter  process id of the parent
     """
-    import multiprocessing
-
     global _stop
     _stop = stop
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -225,6 +225,12 @@ def test_a_file_that_would_lose_all_its_queries_or_images_is_not_converted(pictu
     assert output.read_bytes() == b"old"
 
 
+def test_a_file_of_gallery_images_only_loses_no_query(pictures):
+    file = save(pictures, {"g0.png": {"bbox": [(5, 5, 1, 1)], "ins": [1], "mask": [], "is_query": False, "set": ""}})
+    done = run_here("convert_annotations.py", "--ann-file", file, "--output-file", pictures / "converted.pt")
+    assert (done.returncode, "error: no gallery image of" in done.stderr) == (2, True)
+
+
 def test_a_current_file_comes_out_as_it_is(sample_file, tmp_path):
     target = tmp_path / "same.pt"
     done = run_here("convert_annotations.py", "--ann-file", sample_file, "--output-file", target, "--strict")

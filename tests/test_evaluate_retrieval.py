@@ -340,6 +340,9 @@ def test_ranks_in_place_of_scores_are_noticed(tmp_path, form):
         done, report, _ = score_file(tmp_path, annotations, "--rankings", file)
         assert done.returncode == 0, done.stdout
         assert ("1 x run whose scores are 1, 2, 3, ...: if they are ranks" in done.stdout) == is_rank
+    run = {q: {p: rank for rank, p in enumerate(r)} for q, r in lists.items()}
+    (tmp_path / "zero.json").write_text(json.dumps(run))
+    assert "if they are ranks" in score_file(tmp_path, annotations, "--rankings", tmp_path / "zero.json")[0].stdout
     exported = tmp_path / "own.run"
     score_file(tmp_path, annotations, "--rankings", file, "--trec", exported)
     assert "1, 2, 3" not in score_file(tmp_path, annotations, "--rankings", exported)[0].stdout
