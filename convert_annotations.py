@@ -16,16 +16,7 @@ Exit status: 0 fine, 1 something was skipped or noticed and --strict was given, 
 
 from __future__ import annotations
 
-from soir_console import (
-    Findings,
-    add_input_options,
-    exit_status,
-    instance_id,
-    make_parser,
-    positive,
-    print_findings,
-    progress_bar,
-)
+import soir.startup  # noqa: F401
 
 import argparse
 import json
@@ -36,29 +27,16 @@ from typing import Any, Iterator, NamedTuple
 
 import pycocotools.mask as coco_mask
 
-from soir_common import (
-    SPLITS,
-    Annotations,
-    Entry,
-    EntryBox,
-    Rle,
-    Size,
-    box_area,
-    boxes_of,
-    entry_faults,
-    extent_faults,
-    instances_of,
-    is_meant,
-    masks_of,
-    pixel_box,
-    save_annotations,
-    shorten,
-)
-from soir_files import SoirError, check_outputs, whole_file
-from soir_forms import FORM_CHECKS, SizeFinder, load_any_form, size_finder, size_of_image
-from soir_images import absolute_base, check_no_image, natural_key, tidy_path
-from soir_masks import MaskReading, examine_masks, mask_faults
-from soir_statistics import print_summary
+from soir import geometry, rle, rules
+from soir.console import absolute_base, add_input_options, exit_status, instance_id, make_parser, positive
+from soir.entry import SPLITS, Annotations, Entry, Rle, boxes_of, instances_of, is_meant, masks_of, save_annotations
+from soir.files import SoirError, check_no_image, check_outputs, whole_file
+from soir.findings import Findings, print_findings, progress_bar, shorten
+from soir.forms import SizeFinder, load_any_form, size_finder, size_of_image
+from soir.geometry import EntryBox, Size
+from soir.paths import natural_key, tidy_path
+from soir.rle import MaskReading
+from soir.statistics import print_summary
 
 # Characters that the names of categories may take from those of sets, each of which all of its instances repeat.
 MAX_NAMES = 50_000_000
@@ -79,7 +57,7 @@ def read_source(path: str, find_size: SizeFinder) -> Source:
     upgraded, empty_queries = Findings(), set()
 
     def note(check: str, name: Any, detail: str) -> None:
-        upgraded.notice(f"{check}: {FORM_CHECKS[check]}", shorten(name))
+        upgraded.notice(f"{check}: {rules.FORM_CHECKS[check]}", shorten(name))
         if check == "query-mask-empty":
             empty_queries.add(name)
 
@@ -108,7 +86,7 @@ def keep_sound(source: Source, findings: Findings) -> Annotations:
     """The entries that break no rule; `keep_sound_masks` checks masks. Entries left out are added to the findings."""
     sound = {}
     for path, entry in source.annotations.items():
-        check = next((check for check, _ in entry_faults(path, entry)), None)
+        check = next((check for check, _ in rules.entry_faults(path, entry)), None)
         if check:
             findings.skip(f"entry with an error ({check}, see verify_dataset.py)", shorten(path))
         elif path in source.empty_queries:
@@ -121,7 +99,7 @@ def keep_sound(source: Source, findings: Findings) -> Annotations:
 def keep_sound_masks(annotations: Annotations, findings: Findings) -> Annotations:
     """The entries without the objects whose masks break a rule, and without the entries that have no other object."""
     sound = {}
-    readings = examine_masks(mask for entry in annotations.values() for mask in masks_of(entry))
+    readings = rle.examine_masks(mask for entry in annotations.values() for mask in masks_of(entry))
     for path, entry in progress_bar("masks", annotations.items()):
         own = [next(readings) for _ in masks_of(entry)]
         reasons = [fault_of_mask(reading, box, entry) for reading, box in zip(own, boxes_of(entry))]
@@ -130,7 +108,7 @@ def keep_sound_masks(annotations: Annotations, findings: Findings) -> Annotation
         sizes = {reading.size for reading in own if reading.size}
         if len(sizes) > 1:
             findings.skip("gallery image whose masks differ in size", path)
-        elif any(True for size in sizes for _ in extent_faults(entry, size)):
+        elif any(True for size in sizes for _ in rules.extent_faults(entry, size)):
             findings.skip("entry with an error (box-outside, see verify_dataset.py)", path)
         elif not any(reasons):
             sound[path] = entry
@@ -143,7 +121,7 @@ def fault_of_mask(reading: MaskReading, box: EntryBox, entry: Entry) -> str:
     """Why the mask of an object cannot be kept; "" if it can."""
     if not reading.fault and not reading.size:
         return "whose mask is polygons, of an image that is not there to say how large it is (--base-path?)"
-    for check, _ in mask_faults(reading, box, entry["is_query"]):
+    for check, _ in rules.mask_faults(reading, box, entry["is_query"]):
         if check != "gallery-box-loose":
             return f"whose mask has an error ({check}, see verify_dataset.py)"
     return ""
@@ -304,8 +282,8 @@ def coco_records(
         own = []
         for instance, box, mask in objects_of(entry):
             number += 1
-            x1, y1, x2, y2 = pixel_box(box, size)
-            area = int(coco_mask.area(mask)) if mask else box_area((x1, y1, x2, y2))
+            x1, y1, x2, y2 = geometry.in_pixels(box, size)
+            area = int(coco_mask.area(mask)) if mask else geometry.area((x1, y1, x2, y2))
             own.append(
                 {
                     "id": number,

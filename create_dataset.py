@@ -11,14 +11,7 @@ Exit status: 0 fine, 1 something was skipped or noticed and --strict was given, 
 
 from __future__ import annotations
 
-from soir_console import (
-    Findings,
-    add_creation_options,
-    exit_status,
-    make_parser,
-    positive,
-    print_findings,
-)
+import soir.startup  # noqa: F401
 
 import argparse
 import os
@@ -27,39 +20,17 @@ import sys
 import time
 from typing import Any, Callable, Iterator, NamedTuple
 
-from soir_coco import (
-    Coco,
-    Doubts,
-    GalleryImage,
-    GalleryObject,
-    join_images,
-    read_coco,
-    stop_if_misread,
-    usable_objects,
-)
-from soir_common import (
-    Annotations,
-    Box,
-    Entry,
-    Rle,
-    Size,
-    gallery_entry,
-    is_id,
-    query_entry,
-    save_annotations,
-)
-from soir_files import SoirError, check_outputs, find_root, reason_of
-from soir_images import (
-    IMAGE_ENDINGS,
-    image_names,
-    natural_key,
-    one_per_stem,
-    tidy_path,
-    whole_image_size,
-)
-from soir_mask_images import read_mask
-from soir_statistics import print_summary
-from soir_workers import map_ordered
+from soir.coco import Coco, Doubts, GalleryImage, GalleryObject, join_images, read_coco, stop_if_misread, usable_objects
+from soir.console import add_creation_options, exit_status, make_parser, positive
+from soir.entry import Annotations, Entry, Rle, gallery_entry, is_id, query_entry, save_annotations
+from soir.files import SoirError, check_outputs, reason_of
+from soir.findings import Findings, print_findings
+from soir.geometry import Box, Size
+from soir.images import IMAGE_ENDINGS, image_names, one_per_stem, whole_image_size
+from soir.mask_images import read_mask_image
+from soir.paths import find_root, natural_key, tidy_path
+from soir.statistics import print_summary
+from soir.workers import map_ordered
 
 
 class Options(NamedTuple):
@@ -237,7 +208,7 @@ def read_query(query: Query) -> QueryReading:
     except OSError as error:
         return QueryReading("query whose image cannot be read", reason_of(error))
     try:
-        mask = read_mask(f"{query.instance.folder}/mask/{query.mask}")
+        mask = read_mask_image(f"{query.instance.folder}/mask/{query.mask}")
     except OSError as error:
         return QueryReading("query whose mask cannot be read", reason_of(error))
     except ValueError as error:

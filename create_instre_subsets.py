@@ -28,14 +28,7 @@ Exit status: 0 fine, 1 something was skipped or noticed and --strict was given, 
 
 from __future__ import annotations
 
-from soir_console import (
-    Findings,
-    add_creation_options,
-    exit_status,
-    make_parser,
-    print_findings,
-    print_table,
-)
+import soir.startup  # noqa: F401
 
 import argparse
 import hashlib
@@ -48,10 +41,14 @@ from typing import Any, Dict, List, NamedTuple, Tuple
 
 import numpy as np
 
-from soir_common import PUBLISHED, SETS, Annotations, Box, box_area, gallery_entry, query_entry, save_annotations
-from soir_files import SoirError, check_outputs, open_regular
-from soir_images import tidy_path
-from soir_instre import KEY, PARTS, Photograph, key_of, read_listed, read_part
+from soir import geometry, published
+from soir.console import add_creation_options, exit_status, make_parser
+from soir.entry import SETS, Annotations, gallery_entry, query_entry, save_annotations
+from soir.files import SoirError, check_outputs, open_regular
+from soir.findings import Findings, print_findings, print_table
+from soir.geometry import Box
+from soir.instre import KEY, PARTS, Photograph, key_of, read_listed, read_part
+from soir.paths import tidy_path
 
 
 class Member(NamedTuple):
@@ -183,7 +180,7 @@ def query_box(photograph: Photograph) -> Box:
     """The box of a query: the largest one; of an image of INSTRE-M that around both objects, as the protocol has it."""
     boxes = [box for box in photograph.boxes if box is not None]
     if photograph.part != "M":
-        return max(boxes, key=box_area)
+        return max(boxes, key=geometry.area)
     x1, y1, x2, y2 = zip(*boxes)
     return min(x1), min(y1), max(x2), max(y2)
 
@@ -222,8 +219,8 @@ def print_figures(rows: Rows) -> None:
     table = [["", *(title for title, _, _ in COLUMNS)]]
     for name, figures in rows:
         lines = [(name, figures)]
-        if name in PUBLISHED:
-            lines.append((f"  {PUBLISHED[name]['name']}, published", PUBLISHED[name]))
+        if name in published.FIGURES:
+            lines.append((f"  {published.FIGURES[name]['name']}, published", published.FIGURES[name]))
         for label, values in lines:
             cells = [(values.get(figure), style) for _, figure, style in COLUMNS]
             table.append([label, *("" if value is None else format(value, style) for value, style in cells)])

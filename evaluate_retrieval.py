@@ -22,18 +22,7 @@ Exit status: 0 fine, 1 a run has faults (an unknown path, a query without a rank
 
 from __future__ import annotations
 
-from soir_console import (
-    VERSION,
-    Findings,
-    add_input_options,
-    exit_status,
-    instance_id,
-    make_parser,
-    png_name,
-    positive,
-    print_findings,
-    print_table,
-)
+import soir.startup  # noqa: F401
 
 import argparse
 import csv
@@ -48,25 +37,26 @@ from typing import Any, Callable, Iterator, NamedTuple, Sequence, Tuple
 import numpy as np
 from PIL import Image
 
-from soir_common import (
-    PUBLISHED,
-    PUBLISHED_MAP,
-    SPLITS,
-    Annotations,
-    difficulty,
-    instances_of,
-    is_meant,
-    set_of,
-    shorten,
+from soir import published
+from soir.console import (
+    VERSION,
+    absolute_base,
+    add_input_options,
+    exit_status,
+    instance_id,
+    make_parser,
+    png_name,
+    positive,
 )
-from soir_features import find_by_features, rank_by_features, read_features
-from soir_files import SoirError, check_outputs, whole_file, write_whole
-from soir_forms import SizeFinder, load_sound, size_finder, size_of_image
-from soir_images import absolute_base, check_no_image
-from soir_metrics import Difference, compare_means, mean_interval, score_hits
-from soir_pictures import page_names, write_pages
-from soir_previews import draw_rankings
-from soir_protocol import (
+from soir.drawing import page_names, write_pages
+from soir.entry import SPLITS, Annotations, difficulty, instances_of, is_meant, set_of
+from soir.features import read_features
+from soir.files import SoirError, check_no_image, check_outputs, whole_file, write_whole
+from soir.findings import Findings, print_findings, print_table, shorten
+from soir.forms import SizeFinder, load_sound, size_finder, size_of_image
+from soir.metrics import Difference, compare_means, mean_interval, score_hits
+from soir.previews import draw_rankings
+from soir.protocol import (
     RANKS,
     Hits,
     Ranking,
@@ -78,8 +68,9 @@ from soir_protocol import (
     object_shares,
     objects_of,
 )
-from soir_runs import read_run, trec_qrels, trec_run
-from soir_statistics import SIZE_CLASSES
+from soir.runs import read_run, trec_qrels, trec_run
+from soir.similarity import find_by_features, rank_by_features
+from soir.statistics import SIZE_CLASSES
 
 SIZES = (*SIZE_CLASSES[:3], ("above 2 %", math.inf))  # the instances are few: one class above 2 %
 TABLES = (".tex", ".md", ".csv")
@@ -322,10 +313,10 @@ def escape_latex(text: str) -> str:
 
 def print_published(sets: list[str]) -> None:
     """The published mAP of each set that has some."""
-    for name in filter(PUBLISHED_MAP.get, sets):
+    for name in filter(published.MAP.get, sets):
         print()
-        for kind, values in PUBLISHED_MAP[name].items():
-            label = PUBLISHED.get(name, {}).get("name", name)
+        for kind, values in published.MAP[name].items():
+            label = published.FIGURES.get(name, {}).get("name", name)
             figures = ", ".join(f"{model} {value:.2f}" for model, value in values.items())
             print(f"published mAP in %, {label}, {kind}: {figures}")
 

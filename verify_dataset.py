@@ -13,18 +13,7 @@ Exit status: 0 fine, 1 the file has errors (with --strict: or anything else to n
 
 from __future__ import annotations
 
-from soir_console import (
-    Findings,
-    add_input_options,
-    exit_status,
-    instance_id,
-    make_parser,
-    png_name,
-    positive,
-    print_findings,
-    printable,
-    progress_bar,
-)
+import soir.startup  # noqa: F401
 
 import argparse
 import json
@@ -39,66 +28,20 @@ from typing import Any, Iterable, NamedTuple
 
 from PIL import Image
 
-from soir_common import (
-    PUBLISHED,
-    Annotations,
-    EntryBox,
-    Size,
-    boxes_of,
-    entry_doubts,
-    entry_faults,
-    extent_faults,
-    instances_of,
-    masks_of,
-    set_doubts,
-    shorten,
-)
-from soir_detections import read_detections
-from soir_files import SoirError, check_outputs, find_root, whole_file
-from soir_forms import FORM_CHECKS, load_any_form, size_finder
-from soir_images import absolute_base, check_no_image, full_path, image_size
-from soir_masks import examine_masks, mask_faults
-from soir_pictures import page_names, write_pages
-from soir_previews import Choice, draw_instances
-from soir_protocol import make_task
-from soir_statistics import by_set, label_of, print_statistics, statistics
-
-# Every check: whether it finds errors or warnings, and what it finds. The names are stable, for whoever reads the JSON.
-CHECKS = {
-    "path-missing": ("error", "the image does not exist"),
-    "path-outside": ("error", "the path leads out of --base-path"),
-    "path-not-file": ("error", "the path is no file"),
-    "path-not-image": ("error", "the file is no image that can be read"),
-    "image-size": ("error", "the mask is of another size than the image"),
-    "entry-type": ("error", "the entry is no dict, or its key is no path"),
-    "field-missing": ("error", "a field is missing"),
-    "field-type": ("error", "a field is of the wrong type"),
-    "split-unknown": ("error", "the split is none of train, val, test"),
-    "id-type": ("error", "an instance id is no integer from 0 to 2^63 - 1"),
-    "length-mismatch": ("error", "there is not one box, one id and one mask per object"),
-    "box-malformed": ("error", "a box is not four numbers (x1, y1, x2, y2)"),
-    "box-not-finite": ("error", "a box is not finite"),
-    "box-inside-out": ("error", "a box has no positive width and height: is it x y width height, and not x1 y1 x2 y2?"),
-    "box-outside": ("error", "a box reaches out of its image"),
-    "mask-missing": ("error", "an object has no mask, in a set that has masks"),
-    "mask-unexpected": ("error", "there is a mask, in a set that has none"),
-    "mask-malformed": ("error", "a mask is no valid RLE"),
-    "mask-fill": ("error", "the runs of a mask do not fill height x width"),
-    "mask-empty": ("error", "a mask is empty"),
-    "mask-size": ("error", "the masks of an image differ in size"),
-    "query-box": ("error", "the box of a query is not the box of its mask"),
-    "gallery-box": ("error", "the mask of an object reaches out of its box"),
-    **{check: ("warning", text) for check, text in FORM_CHECKS.items()},
-    "mask-mixed": ("warning", "some queries, or some gallery images, of a set have masks and others have none"),
-    "set-case": ("warning", "the name of a set differs from that of a known one in upper and lower case only"),
-    "gallery-box-loose": ("warning", "the box of an object is far larger than its mask: does it include hidden parts?"),
-    "object-repeated": ("warning", "an image has the same instance with the same box twice"),
-    "box-below-pixel": ("warning", "a box is less than a pixel wide or high: shares of the image, not pixels?"),
-    "query-unanswered": ("warning", "no gallery image is relevant to the query"),
-    "instance-unqueried": ("warning", "an instance of the gallery has no query"),
-    "path-twice": ("warning", "the same path stands there in another spelling too: ./a//b.jpg beside a/b.jpg"),
-    "set-one-sided": ("warning", "the set has queries only, or gallery images only"),
-}
+from soir import published, rle, rules
+from soir.console import absolute_base, add_input_options, exit_status, instance_id, make_parser, png_name, positive
+from soir.detections import read_detections
+from soir.drawing import page_names, write_pages
+from soir.entry import Annotations, boxes_of, instances_of, masks_of
+from soir.files import SoirError, check_no_image, check_outputs, whole_file
+from soir.findings import Findings, print_findings, printable, progress_bar, shorten
+from soir.forms import load_any_form, size_finder
+from soir.geometry import EntryBox, Size
+from soir.images import image_size
+from soir.paths import find_root, full_path
+from soir.previews import Choice, draw_instances
+from soir.protocol import make_task
+from soir.statistics import by_set, label_of, print_statistics, statistics
 
 # The most issues that are kept to be listed; they take about 600 MB. All are counted. A hostile file can have billions.
 MAX_ISSUES = 1_000_000
@@ -126,13 +69,13 @@ class Issues:
     def add(self, check: str, path: Any, detail: str = "") -> None:
         path = path if isinstance(path, str) else shorten(path)
         self.counts[check] += 1
-        if CHECKS[check][0] == "error":
+        if rules.CHECKS[check][0] == "error":
             self.faulty.add(path)
         if len(self.kept) < MAX_ISSUES:
             self.kept.append(Issue(check, path, detail))
 
     def count(self, severity: str) -> int:
-        return sum(number for check, number in self.counts.items() if CHECKS[check][0] == severity)
+        return sum(number for check, number in self.counts.items() if rules.CHECKS[check][0] == severity)
 
 
 # -------------------------------------------------------------------------------------------------------------- checks
@@ -151,7 +94,7 @@ def check_all(
     if not skip_paths:
         sizes.update(check_paths(annotations, base_path, sizes, issues))
     for path, size in sizes.items():
-        for check, detail in extent_faults(entries[path], size) if path in entries else ():
+        for check, detail in rules.extent_faults(entries[path], size) if path in entries else ():
             issues.add(check, path, detail)
     check_spellings(entries, issues)
     check_sets(entries, issues)
@@ -165,10 +108,10 @@ def check_entries(annotations: Annotations, issues: Issues) -> Annotations:
     """Check the fields and boxes of every entry. Returns the entries whose fields can be relied on."""
     sound = {}
     for path, entry in progress_bar("entries", annotations.items()):
-        faults = list(entry_faults(path, entry))
+        faults = list(rules.entry_faults(path, entry))
         if not faults:
             sound[path] = entry
-            faults = list(entry_doubts(entry))
+            faults = list(rules.entry_doubts(entry))
         for check, detail in faults:
             issues.add(check, path, detail)
     return sound
@@ -193,7 +136,7 @@ def check_masks(entries: Annotations, sample: int | None, issues: Issues) -> dic
     if sample is not None and sample < len(objects):
         objects = random.Random(0).sample(objects, sample)
     sizes: dict[str, Size | None] = {}
-    readings = examine_masks(item.mask for item in objects)
+    readings = rle.examine_masks(item.mask for item in objects)
     for item, reading in zip(progress_bar("masks", objects), readings):
         size = sizes.setdefault(item.path, reading.size)
         if reading.size is not None and size not in (reading.size, None):
@@ -201,7 +144,7 @@ def check_masks(entries: Annotations, sample: int | None, issues: Issues) -> dic
             issues.add("mask-size", item.path, f"{w} x {h} and {size[1]} x {size[0]}")
             sizes[item.path] = None
         if reading.box is None or reading.box != item.box:  # equal boxes need no further check, and most are equal
-            for check, detail in mask_faults(reading, item.box, item.is_query):
+            for check, detail in rules.mask_faults(reading, item.box, item.is_query):
                 issues.add(check, item.path, detail)
     return {path: size for path, size in sizes.items() if size is not None}
 
@@ -279,7 +222,7 @@ def check_spellings(entries: Annotations, issues: Issues) -> None:
 
 def check_sets(entries: Annotations, issues: Issues) -> None:
     """Check that the queries of a set all have masks or none has, and so its gallery images; and the names of sets."""
-    for check, name, detail in set_doubts(entries):
+    for check, name, detail in rules.set_doubts(entries):
         issues.add(check, label_of(name), detail)
 
 
@@ -292,7 +235,7 @@ def print_issues(issues: Issues, verbose: bool) -> None:
     for issue in issues.kept:
         groups[issue.check].append(issue)
     for severity in ("error", "warning"):
-        for check, (kind, text) in CHECKS.items():
+        for check, (kind, text) in rules.CHECKS.items():
             if kind != severity or not issues.counts[check]:
                 continue
             print(f"\n{severity} {check}: {text}: {issues.counts[check]:,}")
@@ -314,15 +257,15 @@ def make_report(
         "warnings": issues.count("warning"),
         "checks": {
             check: {"severity": severity, "description": text, "count": issues.counts[check]}
-            for check, (severity, text) in CHECKS.items()
+            for check, (severity, text) in rules.CHECKS.items()
         },
         "issues": [
-            {"check": check, "severity": CHECKS[check][0], "path": path, "detail": detail}
+            {"check": check, "severity": rules.CHECKS[check][0], "path": path, "detail": detail}
             for check, path, detail in issues.kept
         ],
         "detections": {"skipped": of_detections.skipped, "noticed": of_detections.noticed},
         "statistics": figures,
-        "published": {name: PUBLISHED[name] for name in figures if name in PUBLISHED},
+        "published": {name: published.FIGURES[name] for name in figures if name in published.FIGURES},
     }
 
 

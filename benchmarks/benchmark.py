@@ -30,15 +30,14 @@ from PIL import Image
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path[:0] = [ROOT, os.path.join(ROOT, "examples")]
 
-from soir_console import Findings  # noqa: E402
-
 import make_sample  # noqa: E402
 
 import create_dataset  # noqa: E402
 import verify_dataset  # noqa: E402
-from soir_common import Annotations, load_annotations, save_annotations  # noqa: E402
-from soir_instre import read_part  # noqa: E402
-from soir_workers import map_ordered  # noqa: E402
+from soir.entry import Annotations, load_annotations, save_annotations  # noqa: E402
+from soir.findings import Findings  # noqa: E402
+from soir.instre import read_part  # noqa: E402
+from soir.workers import map_ordered  # noqa: E402
 
 # The real sizes.
 OWID_INSTANCES, OWID_FRAMES, OWID_IMAGES, OWID_ANNOTATIONS = 9691, 40, 55_000, 180_000
@@ -80,9 +79,10 @@ except SystemExit as end:
 RANK_OBJECTS = """
 import gc
 from soir_common import load_annotations
-from soir_console import Findings
-from soir_features import find_by_features, read_features
-from soir_protocol import gather_hits, make_task
+from soir.findings import Findings
+from soir.similarity import find_by_features
+from soir.features import read_features
+from soir.protocol import gather_hits, make_task
 task = make_task(load_annotations({!r}))
 features = read_features({!r}, task.annotations, Findings())
 gc.disable()  # as the scripts have it
@@ -307,7 +307,7 @@ def bench_json(folder: str, repeats: int) -> Iterator[Row]:
     setup = """
 import gc
 from create_dataset import Options, parse_owid
-from soir_console import Findings
+from soir.findings import Findings
 findings = Findings()
 gc.disable()  # as the scripts have it
 """

@@ -1,6 +1,6 @@
 """Describe each image of an annotation file by a network of timm, as a whole or object by object.
 
-In   an annotation file and its images; perhaps a file of detections (soir_detections.py)
+In   an annotation file and its images; perhaps a file of detections (soir/detections.py)
 Out  features for evaluate_retrieval.py: paths, features, and with objects their boxes
 
     python examples/backbone_features.py anns.pt features.npz --model vit_base_patch14_dinov2.lvd142m --pretrained
@@ -23,13 +23,16 @@ import torch
 from PIL import Image
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
-from soir_console import Findings, exit_status, print_findings, progress_bar
+import soir.startup  # noqa: F401
 
-from soir_common import Annotations, boxes_of
-from soir_detections import Detections, read_detections
-from soir_files import SoirError, check_outputs, whole_file
-from soir_forms import load_sound, size_finder
-from soir_images import absolute_base, full_path, read_image
+from soir.console import absolute_base, exit_status
+from soir.detections import Detections, read_detections
+from soir.entry import Annotations, boxes_of
+from soir.files import SoirError, check_outputs, whole_file
+from soir.findings import Findings, print_findings, progress_bar
+from soir.forms import load_sound, size_finder
+from soir.images import read_image
+from soir.paths import full_path
 
 
 class Crop(NamedTuple):

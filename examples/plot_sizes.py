@@ -22,12 +22,14 @@ from typing import Any
 import numpy as np
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
-from soir_console import exit_status, png_name, printable
+import soir.startup  # noqa: F401
 
-from soir_common import PUBLISHED, Annotations, box_share, set_of
-from soir_files import SoirError, check_outputs, write_whole
-from soir_forms import SizeFinder, load_sound, size_finder, size_of_image
-from soir_images import absolute_base
+from soir import geometry, published
+from soir.console import absolute_base, exit_status, png_name
+from soir.entry import Annotations, set_of
+from soir.files import SoirError, check_outputs, write_whole
+from soir.findings import printable
+from soir.forms import SizeFinder, load_sound, size_finder, size_of_image
 
 EDGES = np.geomspace(0.01, 100, 17)  # of the bins of AP, in %: four for a factor of ten; histograms have twice as many
 
@@ -38,7 +40,7 @@ def object_sizes(annotations: Annotations, find_size: SizeFinder) -> dict[str, l
     for path, entry in annotations.items():
         if not entry["is_query"]:
             size = size_of_image(path, entry, find_size)
-            shares = [box_share(box, size) for box in entry["bbox"]] if size else []
+            shares = [geometry.share(box, size) for box in entry["bbox"]] if size else []
             sizes.setdefault(set_of(entry) or "(none)", []).extend(shares)
     return {name: shares for name, shares in sizes.items() if shares}
 
@@ -84,14 +86,14 @@ def draw(sizes: dict[str, list[float]], runs: dict[str, list[tuple[float, float]
         weights, colour = np.full(len(shares), 100 / len(shares)), f"C{number % 10}"
         for kind, look in (("stepfilled", {"alpha": 0.2}), ("step", {"label": as_label(label), "linewidth": 1.5})):
             panels[0].hist(shown, fine, weights=weights, histtype=kind, color=colour, **look)
-        mean = PUBLISHED.get(name, {}).get("object_size_mean")
+        mean = published.FIGURES.get(name, {}).get("object_size_mean")
         if mean:
             panels[0].axvline(mean, color=colour, linestyle="--", label=f"{name}: published mean {mean} %")
     for number, (name, scores) in enumerate(runs.items()):
         label, colour, marker = as_label(f"{name}: {len(scores):,} queries"), f"C{number % 10}", "os^Dv"[number % 5]
         panels[1].plot(*binned_means(*zip(*scores)), color=colour, marker=marker, label=label)
     drawn = [size for shares in sizes.values() for size in shares] + [s for scores in runs.values() for s, _ in scores]
-    drawn += [PUBLISHED[name]["object_size_mean"] for name in sizes if name in PUBLISHED]
+    drawn += [published.FIGURES[name]["object_size_mean"] for name in sizes if name in published.FIGURES]
     ticks = [step * 10**power for power in (-2, -1, 0, 1) for step in (1, 2, 5)] + [100]
     panels[0].set(xscale="log", ylabel="share of the objects (%)", xticks=ticks)
     panels[0].set_xlim(0.5 * np.clip(min(drawn), 0.01, 100), 2 * np.clip(max(drawn), 0.01, 100))

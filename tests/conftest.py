@@ -23,7 +23,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "examples"), str(ROOT / "tests")]
 
 import make_sample  # noqa: E402
 
-import soir_torch_archives  # noqa: E402
+from soir import torch_archives  # noqa: E402
 
 # ir_measures, which test_metrics.py compares with, cannot be had for Python 3.7.
 collect_ignore = ["test_metrics.py"] if sys.version_info < (3, 8) else []
@@ -148,7 +148,7 @@ class ForkedChild:
                 os.dup2(stdout[1], 1)
                 for end in stdin + stdout:
                     os.close(end)
-                soir_torch_archives._child(path, arrays)
+                torch_archives._child(path, arrays)
             finally:
                 os._exit(99)
         os.close(stdin[0])
@@ -178,7 +178,7 @@ class ForkedChild:
 @pytest.fixture(autouse=True)
 def quick_child(request, monkeypatch):
     if "real_child" not in request.fixturenames:
-        monkeypatch.setattr(soir_torch_archives, "_start_child", ForkedChild)
+        monkeypatch.setattr(torch_archives, "_start_child", ForkedChild)
 
 
 @functools.lru_cache(maxsize=None)

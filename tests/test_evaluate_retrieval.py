@@ -530,7 +530,7 @@ def test_boxes_are_scored_by_iou_of_the_first_hit(tmp_path):
 
 def test_the_interval_resamples_instances():
     """Where all instances have as many queries, it is scipy's bootstrap of the means of the instances."""
-    from soir_metrics import mean_interval
+    from soir.metrics import mean_interval
 
     means = np.random.RandomState(0).rand(200)
     instances = np.repeat(np.arange(200), 10)  # ten queries of an instance, all alike
@@ -737,7 +737,7 @@ def test_an_object_that_is_the_whole_image_is_100_percent_of_it_whether_the_imag
 @pytest.mark.parametrize("count", [1, 5, 33, 150, 200])
 @pytest.mark.parametrize("values", [1, 3, 10_000])
 def test_ranks_are_those_of_a_sort_however_many_there_are_and_however_many_tie(count, values):
-    from soir_features import rank_images
+    from soir.similarity import rank_images
 
     rng = np.random.RandomState(count)
     similarities = rng.randint(0, values, 200).astype(np.float32)
@@ -989,7 +989,7 @@ def test_runs_are_compared_over_instances(tmp_path):
 
 
 def test_the_difference_is_that_of_scipy_where_instances_are_of_one_size(tmp_path):
-    from soir_metrics import compare_means
+    from soir.metrics import compare_means
 
     rng = np.random.RandomState(3)
     instances = np.repeat(np.arange(40), 5)
@@ -1004,7 +1004,7 @@ def test_the_difference_is_that_of_scipy_where_instances_are_of_one_size(tmp_pat
 
 def test_equal_runs_are_not_called_different():
     """Of pairs of runs that are equally good on new instances, about 5 % are called different; by a t-test, most."""
-    from soir_metrics import compare_means
+    from soir.metrics import compare_means
 
     rng = np.random.RandomState(0)
     ours = theirs = 0
@@ -1215,7 +1215,7 @@ def test_the_report_keeps_faults_apart_from_what_is_noticed_and_left_out(tmp_pat
 
 def test_instances_are_numbered_alike_in_every_run():
     """The resamples of an interval depend on it, and Python's order of a set of texts changes from run to run."""
-    code = "from soir_protocol import number_instances; print(number_instances({!r}))"
+    code = "from soir.protocol import number_instances; print(number_instances({!r}))"
     entries = [{"set": s, "ins": i, "is_query": True} for s, i in (("a", [1, 2]), ("a 1", [2]), ("a", 1), ("b", 3))]
     shown = {
         subprocess.run(

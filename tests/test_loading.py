@@ -1,4 +1,4 @@
-"""What soir_loading.py promises: which values load, and that no file runs anything, crashes, or fills the memory."""
+"""What soir/torch_files.py promises: which values load, and that no file runs, crashes or fills anything."""
 
 import collections
 import faulthandler
@@ -21,10 +21,9 @@ import torch
 from hostile_pickles import Call, hostile_pickles, hostile_values, tensor_pickle, zip_pickle
 from run_fork import assert_gone, living
 
-import soir_loading
-import soir_torch_archives
-from soir_files import SoirError
-from soir_loading import load_values, save_values
+from soir import torch_archives, torch_files
+from soir.files import SoirError
+from soir.torch_files import load_values, save_values
 
 OLD_TORCH = [int(part) for part in torch.__version__.split(".")[:2]] < [2, 6]
 needs_new_torch = pytest.mark.skipif(OLD_TORCH, reason="torch before 2.6 has no safe globals")
@@ -79,8 +78,8 @@ def outcome(path, arrays=False):
     read, write = os.pipe()
 
     def load():
-        soir_torch_archives.SECONDS_BASE = 1
-        soir_torch_archives.MEMORY_BASE = soir_loading.MEMORY_BASE = 10**8
+        torch_archives.SECONDS_BASE = 1
+        torch_archives.MEMORY_BASE = torch_files.MEMORY_BASE = 10**8
         with open("/proc/self/statm") as file:
             present = int(file.read().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (present + 6 * 10**8,) * 2)
@@ -151,7 +150,7 @@ PLAIN = {
 
 @pytest.fixture
 def no_child(monkeypatch):
-    monkeypatch.setattr(soir_torch_archives, "_start_child", None)
+    monkeypatch.setattr(torch_archives, "_start_child", None)
 
 
 @pytest.mark.parametrize("protocol", [2, 3, 4, pickle.HIGHEST_PROTOCOL])

@@ -16,7 +16,7 @@ from conftest import needs_new_torch, run_here
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from soir_masks import compress_rle, decode_counts, encode_mask
+from soir.rle import compress_rle, decode_counts, encode_mask
 
 EXAMPLES = int(os.environ.get("SOIR_EXAMPLES", "200"))
 settings.register_profile(

@@ -44,7 +44,7 @@ print(script.parse_args().workers)
     ],
 )
 def test_the_quota_of_a_container_counts(monkeypatch, tmp_path, files, cpus):
-    import soir_console
+    from soir import console
 
     def open_file(path):
         if path not in files:
@@ -53,9 +53,9 @@ def test_the_quota_of_a_container_counts(monkeypatch, tmp_path, files, cpus):
         copy.write_text(files[path])
         return copy.open()
 
-    monkeypatch.setattr(soir_console, "open", open_file, raising=False)
+    monkeypatch.setattr(console, "open", open_file, raising=False)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(16), raising=False)
-    assert soir_console.usable_cpus() == cpus
+    assert console.usable_cpus() == cpus
 
 
 # --------------------------------------------------------------------------------------------------------------- paths

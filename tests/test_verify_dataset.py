@@ -13,7 +13,7 @@ from conftest import needs_new_torch, run_here
 from PIL import Image
 
 import verify_dataset
-from soir_forms import FORM_CHECKS
+from soir.rules import FORM_CHECKS
 
 QUERY, OTHER_QUERY = "OWID/P1/3/rgb/000000.jpg", "OWID/P1/3/rgb/000001.jpg"
 GALLERY = "OWID/P2/images/000000.jpg"

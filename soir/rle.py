@@ -1,7 +1,5 @@
 """COCO RLE: make it from pixels, run lengths or polygons; read pixels and boxes from it; check that it is valid.
 
-    from soir_masks import decode_mask, encode_mask
-
 A mask is {"size": [height, width], "counts": ...}. Its counts are run lengths in column-major order, the first one
 background; as a list, or compressed to text. The format: https://github.com/cocodataset/cocoapi/blob/master/common/maskApi.h
 """
@@ -15,8 +13,9 @@ from typing import Any, Iterable, Iterator, NamedTuple, Tuple
 import numpy as np
 import pycocotools.mask as coco_mask
 
-from soir_common import EntryBox, Rle, doubt_of_mask, is_coordinate
-from soir_images import is_image_size
+from soir import geometry
+from soir.entry import Rle
+from soir.images import is_image_size
 
 MaskBox = Tuple[int, int, int, int]  # (x1, y1, x2, y2), half-open
 
@@ -139,7 +138,7 @@ def draw_polygons(polygons: list[Any], size: tuple[int, int]) -> Rle:
     for polygon in polygons:
         if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2:
             raise ValueError("a polygon is not [x1, y1, x2, y2, x3, y3, ...]")
-        if not all(map(is_coordinate, polygon)):
+        if not all(map(geometry.is_coordinate, polygon)):
             raise ValueError("a polygon is not made of numbers")
         points = np.array(polygon, dtype=float).reshape(-1, 2)
         left -= np.abs(points - np.roll(points, 1, axis=0)).max(axis=1).sum()
@@ -160,53 +159,13 @@ def _is_row_of_numbers(value: Any) -> bool:
 
 def polygons_size(polygons: Any) -> tuple[int, int]:
     """The smallest (height, width) of an image in which no polygon is cut off. Raises ValueError."""
-    if not all(is_coordinate(value) for polygon in polygons for value in polygon):
+    if not all(geometry.is_coordinate(value) for polygon in polygons for value in polygon):
         raise ValueError("a polygon is not made of numbers")
     sides = [max((v for polygon in polygons for v in polygon[start::2]), default=0) for start in (1, 0)]
     height, width = (max(1, math.ceil(side)) for side in sides)
     if not is_image_size((height, width)):
         raise ValueError("a polygon is larger than any image")
     return height, width
-
-
-# ---------------------------------------------------------------------------- lists of run lengths, as files have them
-
-
-def runs_of_list(mask: Any) -> np.ndarray | None:
-    """The run lengths, int64 [N], of a mask whose counts are a list; None if they are no valid ones.
-
-    mask  what stands for a mask in an annotation file, which may be anything. With "transpose": False, as the authors'
-          script wrote it, its runs are row-major; otherwise column-major, as COCO's.
-    """
-    if not isinstance(mask, dict) or not isinstance(mask.get("counts"), list) or not is_image_size(mask.get("size")):
-        return None
-    counts = mask["counts"]
-    if not counts or not all(type(run) is int and run >= 0 for run in counts):
-        return None
-    return np.array(counts, dtype=np.int64) if sum(counts) == mask["size"][0] * mask["size"][1] else None
-
-
-def box_of_runs(runs: np.ndarray, size: tuple[int, int], is_row_major: bool) -> MaskBox | None:
-    """Half-open box of a mask of (height, width) from its valid run lengths; None if it is empty."""
-    foreground = np.arange(runs.size) % 2 == 1
-    if not runs[foreground].any():
-        return None
-    lines = np.array([size[1] if is_row_major else size[0]])  # row-major ones are column-major ones of the turned image
-    left, top, right, bottom = _boxes_of_runs(runs, np.zeros(runs.size, dtype=np.int64), foreground, lines)[0].tolist()
-    return (top, left, bottom, right) if is_row_major else (left, top, right, bottom)
-
-
-def compress_list(runs: np.ndarray, size: tuple[int, int], is_row_major: bool) -> Rle:
-    """Valid run lengths of a mask of (height, width) -> compressed RLE. Raises ValueError for noise."""
-    box = box_of_runs(runs, size, is_row_major)
-    if box is None or not is_row_major:
-        return compress_runs(runs.astype(np.uint32), size)
-    # Only the rectangle that is not empty is decoded, a tenth of a photograph or less.
-    left, top, right, bottom = box
-    edges = np.clip(np.cumsum(runs), top * size[1], bottom * size[1]) - top * size[1]
-    flat = np.repeat(np.arange(runs.size) % 2 == 1, np.diff(edges, prepend=0))
-    encoded = encode_mask(flat.reshape(bottom - top, size[1])[:, left:right], (top, left), size)
-    return encoded[0] if encoded else compress_runs(runs.astype(np.uint32), size)
 
 
 # ------------------------------------------------------------------------------------------------ valid, box and pixels
@@ -341,25 +300,6 @@ def _boxes_of_runs(runs: np.ndarray, owner: np.ndarray, foreground: np.ndarray, 
         ):
             boxes[owner[firsts], column] = reduce.reduceat(values, firsts)
     return boxes
-
-
-def mask_faults(reading: MaskReading, box: EntryBox, is_query: bool) -> Iterator[tuple[str, str]]:
-    """Yield (check, detail) for what is wrong with the mask of an object, or with its box beside the mask.
-
-    All of them are errors, except "gallery-box-loose": the amodal box of an occluded object may well be large.
-    """
-    if reading.fault:
-        yield reading.fault, reading.detail
-    elif reading.box is None or box is None:
-        return
-    elif is_query:
-        if tuple(box) != reading.box:
-            yield "query-box", f"{tuple(box)}, its mask's is {reading.box}"
-    else:
-        doubt = doubt_of_mask(reading.box, box)
-        if doubt:
-            check = "gallery-box" if doubt == "reaching" else "gallery-box-loose"
-            yield check, f"{tuple(box)}, its mask's is {reading.box}"
 
 
 def decode_mask(mask: Any) -> np.ndarray:

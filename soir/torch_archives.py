@@ -1,7 +1,5 @@
 """Archives of torch: what is in them, and values that only torch knows: tensors, NumPy values, defaultdicts.
 
-    from soir_torch_archives import load_with_torch, read_archive
-
 torch's safe mode (`weights_only=True`) runs nothing of a file. Some files still crash it or fill the memory, so the
 load is tried in a child process first, under limits.
 """
@@ -19,11 +17,11 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
-from soir_files import no_garbage_collection, open_regular
-from soir_signals import signals_later
-
 if TYPE_CHECKING:
     import subprocess
+
+from soir.files import no_garbage_collection, open_regular
+from soir.signals import signals_later
 
 # The memory that loading a file may take, in bytes: MEMORY_FACTOR for each byte of the file, plus MEMORY_BASE.
 MEMORY_FACTOR, MEMORY_BASE = 20, 2 * 10**9

@@ -1,7 +1,5 @@
 """Metrics of a retrieval run, for all queries at once, and the statistics of a difference between two runs.
 
-    from soir_metrics import score_hits, mean_interval, compare_means
-
 Let r_1 < r_2 < ... be the ranks, from 1, of the relevant images that were retrieved, of R relevant images (R > 0):
 
     AP           sum of i / r_i over all i, divided by R: those not retrieved count 0 (as trec_eval)
@@ -21,7 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from soir_protocol import RANKS, Hits
+from soir.protocol import RANKS, Hits
 
 # Resamples of the instances. With 1,000 the ends of an interval vary by some 2 % of its width. A p-value needs more:
 # the smallest that can come out is 2 / (resamples + 1).

@@ -1,7 +1,4 @@
-"""Arrays from untrusted files: .npz files, and values of any type. A claimed size is checked before it is used.
-
-from soir_arrays import as_matrix, check_size, load_npz
-"""
+"""Arrays from untrusted files: .npz files, and values of any type. A claimed size is checked before it is used."""
 
 from __future__ import annotations
 
@@ -10,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from soir_files import SoirError, open_regular
-
 if TYPE_CHECKING:
     import zipfile
+
+from soir.files import SoirError, open_regular
 
 # How much larger than their file arrays may be, which can be compressed, or views that repeat their numbers. Scoring
 # makes about one copy of them. So it stays below 20 times the size of the file and 2 GB; real ones stay far below.

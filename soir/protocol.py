@@ -1,7 +1,5 @@
 """The protocol: which images a query competes over, which of them are relevant, and where a run ranks these.
 
-    from soir_protocol import make_task, find_in_rankings, gather_hits
-
 A gallery image is relevant to a query when it shows the query's instance (of a query that shows several: any of them)
 and is of the same set; it counts once, however many boxes it has. A query competes over the gallery of its own set:
 what a run ranks of other sets is taken out, neither right nor wrong.
@@ -18,8 +16,10 @@ from typing import Any, Iterable, Iterator, NamedTuple, Sequence
 
 import numpy as np
 
-from soir_common import Annotations, Entry, Size, instances_of, pixel_box, set_of
-from soir_forms import SizeFinder
+from soir import geometry
+from soir.entry import Annotations, Entry, instances_of, set_of
+from soir.forms import SizeFinder
+from soir.geometry import Size
 
 # The K of the metrics at K.
 RANKS = (1, 5, 10, 50, 100)
@@ -270,7 +270,7 @@ def boxes_in_pixels(task: Task, objects: np.ndarray) -> np.ndarray:
     for number in np.flatnonzero(np.isnan(boxes[:, 0])).tolist():
         size = task.find_size(task.gallery[task.objects.images[objects[number]]])
         if size:
-            boxes[number] = pixel_box(None, size)
+            boxes[number] = geometry.in_pixels(None, size)
     return boxes
 
 

@@ -1,11 +1,6 @@
-"""Spread work over processes.
-
-with map_ordered(read_query, queries, workers=2, title="queries") as results: ...
-"""
+"""Spread work over processes."""
 
 from __future__ import annotations
-
-from soir_console import progress_bar
 
 import multiprocessing
 import os
@@ -17,11 +12,12 @@ from collections import deque
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Callable, Iterator, Sequence, TypeVar
 
-from soir_files import SoirError
-from soir_signals import signals_later
-
 if TYPE_CHECKING:
     from concurrent.futures import Future, ProcessPoolExecutor
+
+from soir.files import SoirError
+from soir.findings import progress_bar
+from soir.signals import signals_later
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

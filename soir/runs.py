@@ -1,7 +1,5 @@
 """Runs: read the rankings of a retrieval run from files of several forms.
 
-    from soir_runs import read_run
-
     rankings    JSON or .pt: query path -> gallery paths, best first; an item may be [path, score], [path, score, box].
                 Also under the key "knns", of the file or of each query, as the paper's code saves them
     run dict    JSON or .pt: query path -> {gallery path: score} (ranx, pytrec_eval, BEIR); by score, falling
@@ -17,8 +15,6 @@ that is listed several times, once per object, keeps its first place.
 
 from __future__ import annotations
 
-from soir_console import Findings, progress_bar
-
 import math
 import os
 from itertools import chain, repeat
@@ -27,11 +23,12 @@ from urllib.parse import quote, unquote
 
 import numpy as np
 
-from soir_arrays import as_matrix, as_texts, load_npz, unpacked_limit
-from soir_common import MAX_COORDINATE, is_box, shorten
-from soir_files import SoirError, open_regular, read_json
-from soir_loading import check_repeats, load_values
-from soir_protocol import Ranking, Task
+from soir import geometry
+from soir.arrays import as_matrix, as_texts, load_npz, unpacked_limit
+from soir.files import SoirError, open_regular, read_json
+from soir.findings import Findings, progress_bar, shorten
+from soir.protocol import Ranking, Task
+from soir.torch_files import check_repeats, load_values
 
 FORMS = (
     "a run is query path -> gallery paths (best first, perhaps [path, score, box]) or {path: score}, in JSON or .pt; "
@@ -423,7 +420,7 @@ def as_boxes(values: Any) -> np.ndarray:
             return _as_boxes_one_by_one(values)
     boxes = values.astype(np.float64)
     with np.errstate(invalid="ignore"):
-        is_sound = (np.abs(boxes) <= MAX_COORDINATE).all(axis=1)
+        is_sound = (np.abs(boxes) <= geometry.MAX_COORDINATE).all(axis=1)
         is_sound &= (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
     boxes[~is_sound & ~np.isnan(boxes).all(axis=1)] = np.inf
     return np.asarray(boxes)
@@ -446,7 +443,7 @@ def _as_boxes_one_by_one(values: Sequence[Any]) -> np.ndarray:
     boxes = np.full((len(values), 4), np.nan)
     for number, value in enumerate(values):
         if value is not None:
-            boxes[number] = value if is_box(value) else math.inf
+            boxes[number] = value if geometry.is_box(value) else math.inf
     return boxes
 
 

@@ -1,61 +1,74 @@
 """The forms of annotation files that people have. Every entry is brought into one of them, the current form.
 
-    from soir_forms import load_any_form, load_sound
-
-current        what these scripts write: see `query_entry` and `gallery_entry` in soir_common.py
+current        what these scripts write: see `query_entry` and `gallery_entry` in soir/common.py
 the authors'   of the script behind the paper: masks as lists of run lengths, row-major and marked "transpose": False;
                those that begin in the foreground lack their leading 0, and read inverted; boxes of queries that end in
                their last pixel; queries with an empty mask and the whole image as box; polygons of a COCO file;
-               "num_ins": [] beside boxes; NumPy values, which soir_loading.py makes plain
+               "num_ins": [] beside boxes; NumPy values, which soir/loading.py makes plain
 basic          of the paper's retrieval code, its README and its example (PerMiR, one's own photographs): no `set`, no
                `mask`, `is_query` only where it is true, one id and one box of a gallery image too, `label` for `ins`, a
                box that is None or missing: the whole image
 
-An entry may mix them. What is wrong in any form stays as it is, for the rules of soir_common.py to find; they, and the
+An entry may mix them. What is wrong in any form stays as it is, for the rules of soir/common.py to find; they, and the
 scripts, know the current form only.
 """
 
 from __future__ import annotations
 
-from soir_console import progress_bar
-
 from typing import Any, Callable, Iterator, NamedTuple, Optional
 
 import numpy as np
 
-from soir_common import (
-    NO_SET,
-    SETS,
-    Annotations,
-    Box,
-    Entry,
-    Rle,
-    Size,
-    doubt_of_mask,
-    entry_faults,
-    load_annotations,
-    masks_of,
-    shorten,
-)
-from soir_files import SoirError
-from soir_images import full_path, image_size, is_image_size
-from soir_masks import box_of_runs, compress_list, draw_polygons, is_polygons, runs_of_list
+from soir import geometry, rle, rules
+from soir.entry import NO_SET, SETS, Annotations, Entry, Rle, load_annotations, masks_of
+from soir.files import SoirError
+from soir.findings import progress_bar, shorten
+from soir.geometry import Box, Size
+from soir.images import image_size, is_image_size
+from soir.paths import full_path
+from soir.rle import MaskBox
 
-# What had to be changed to bring an entry into the current form: the name of verify_dataset.py's warning -> its text.
-FORM_CHECKS = {
-    "form-set": "no set is named: read as one set without a name",
-    "form-role": "is_query is missing: read as a gallery image",
-    "form-label": "the instance is called label, not ins",
-    "form-box": "bbox is missing: read as the whole image",
-    "form-single": "a gallery image has one id, box or mask where lists are due, or a query a list of one id",
-    "form-num-ins": "num_ins is an empty list beside boxes, as the authors' script wrote it",
-    "mask-list": "a mask is a list of run lengths, which pycocotools cannot decode",
-    "mask-row-major": "a mask is row-major, as the authors' script wrote it: pycocotools cannot decode it",
-    "mask-inverted": "a list of run lengths lacks its leading 0: read as it stands, the mask is inverted",
-    "mask-polygons": "a mask is polygons, as a COCO file has them, not RLE",
-    "query-box-inclusive": "the box of a query whose mask is a list of runs ends in its last pixel, not behind it",
-    "query-mask-empty": "the mask of a query is empty and its box the whole image, as the authors' script wrote it",
-}
+# ---------------------------------------------------------------------------- lists of run lengths, as files have them
+
+
+def runs_of_list(mask: Any) -> np.ndarray | None:
+    """The run lengths, int64 [N], of a mask whose counts are a list; None if they are no valid ones.
+
+    mask  what stands for a mask in an annotation file, which may be anything. With "transpose": False, as the authors'
+          script wrote it, its runs are row-major; otherwise column-major, as COCO's.
+    """
+    if not isinstance(mask, dict) or not isinstance(mask.get("counts"), list) or not is_image_size(mask.get("size")):
+        return None
+    counts = mask["counts"]
+    if not counts or not all(type(run) is int and run >= 0 for run in counts):
+        return None
+    return np.array(counts, dtype=np.int64) if sum(counts) == mask["size"][0] * mask["size"][1] else None
+
+
+def box_of_runs(runs: np.ndarray, size: tuple[int, int], is_row_major: bool) -> MaskBox | None:
+    """Half-open box of a mask of (height, width) from its valid run lengths; None if it is empty."""
+    foreground = np.arange(runs.size) % 2 == 1
+    if not runs[foreground].any():
+        return None
+    lines = np.array([size[1] if is_row_major else size[0]])  # row-major ones are column-major ones of the turned image
+    left, top, right, bottom = rle._boxes_of_runs(runs, np.zeros(runs.size, dtype=np.int64), foreground, lines)[
+        0
+    ].tolist()
+    return (top, left, bottom, right) if is_row_major else (left, top, right, bottom)
+
+
+def compress_list(runs: np.ndarray, size: tuple[int, int], is_row_major: bool) -> Rle:
+    """Valid run lengths of a mask of (height, width) -> compressed RLE. Raises ValueError for noise."""
+    box = box_of_runs(runs, size, is_row_major)
+    if box is None or not is_row_major:
+        return rle.compress_runs(runs.astype(np.uint32), size)
+    # Only the rectangle that is not empty is decoded, a tenth of a photograph or less.
+    left, top, right, bottom = box
+    edges = np.clip(np.cumsum(runs), top * size[1], bottom * size[1]) - top * size[1]
+    flat = np.repeat(np.arange(runs.size) % 2 == 1, np.diff(edges, prepend=0))
+    encoded = rle.encode_mask(flat.reshape(bottom - top, size[1])[:, left:right], (top, left), size)
+    return encoded[0] if encoded else rle.compress_runs(runs.astype(np.uint32), size)
+
 
 SizeFinder = Callable[[str], Optional[Size]]  # path of an entry -> (height, width) of its image, if it can be read
 
@@ -90,7 +103,7 @@ def load_sound(path: str, find_size: SizeFinder) -> Annotations:
     """Load an annotation file as `load_any_form` does. Raises SoirError also if an entry breaks a rule."""
     annotations = load_any_form(path, find_size)
     for name, entry in annotations.items():
-        for check, _ in entry_faults(name, entry):
+        for check, _ in rules.entry_faults(name, entry):
             raise SoirError(f"{path} has errors ({check}: {shorten(name)}): see what verify_dataset.py says of it")
     return annotations
 
@@ -117,7 +130,7 @@ def size_of_image(path: str, entry: Entry, find_size: SizeFinder) -> Size | None
     Raises SoirError if its first mask has no valid size.
     """
     masks = masks_of(entry)
-    if not masks or is_polygons(masks[0]):
+    if not masks or rle.is_polygons(masks[0]):
         return find_size(path)
     size: Any = masks[0].get("size") if isinstance(masks[0], dict) else None
     if not is_image_size(size):
@@ -193,8 +206,8 @@ def _read_query(entry: Entry, path: str, find_size: SizeFinder) -> Iterator[tupl
     if mask is None:
         entry.pop("mask", None)
     else:
-        size = find_size(path) if is_polygons(mask) else None
-        entry["mask"], box, changes = read_mask(mask, box, True, size)
+        size = find_size(path) if rle.is_polygons(mask) else None
+        entry["mask"], box, changes = read_entry_mask(mask, box, True, size)
         for check in changes:
             yield check, ""
     if "bbox" in entry:
@@ -213,7 +226,7 @@ def _read_gallery(entry: Entry, path: str, find_size: SizeFinder) -> Iterator[tu
     if type(ins) is int:
         entry["ins"] = [ins] * max(number, 1)
         single.append("id")
-    if isinstance(masks, dict) or (number == 1 and is_polygons(masks)):
+    if isinstance(masks, dict) or (number == 1 and rle.is_polygons(masks)):
         masks = [masks]
         single.append("mask")
     if single:
@@ -234,9 +247,9 @@ def _read_gallery_masks(entry: Entry, path: str, find_size: SizeFinder) -> Itera
     if all(map(_is_usual_mask, entry["mask"])):
         return
     size = None
-    if any(map(is_polygons, entry["mask"])):
+    if any(map(rle.is_polygons, entry["mask"])):
         size = next((_size_of(mask) for mask in entry["mask"] if _size_of(mask)), None) or find_size(path)
-    readings = [read_mask(mask, box, False, size) for mask, box in zip(entry["mask"], entry["bbox"])]
+    readings = [read_entry_mask(mask, box, False, size) for mask, box in zip(entry["mask"], entry["bbox"])]
     entry["mask"] = [reading.mask for reading in readings]
     for check in dict.fromkeys(check for reading in readings for check in reading.changes):
         number = sum(check in reading.changes for reading in readings)
@@ -268,13 +281,13 @@ class MaskForm(NamedTuple):
     changes: tuple[str, ...] = ()
 
 
-def read_mask(mask: Any, box: Any, is_query: bool, size: Size | None) -> MaskForm:
+def read_entry_mask(mask: Any, box: Any, is_query: bool, size: Size | None) -> MaskForm:
     """Bring a mask, which may be anything, into the current form: {"size": [height, width], "counts": str}.
 
     box   of its object: it tells whether a list of run lengths lacks its leading 0
     size  (height, width) of the image, which polygons need; where it is None they stay polygons
     """
-    if is_polygons(mask):
+    if rle.is_polygons(mask):
         return MaskForm(_draw(mask, size) if size else mask, box, ("mask-polygons",))
     if not isinstance(mask, dict):
         return MaskForm(mask, box)
@@ -300,7 +313,7 @@ def _tidy(mask: Rle) -> Rle:
 
 def _draw(polygons: Any, size: Size) -> Any:
     try:
-        return draw_polygons([list(polygon) for polygon in polygons], size)
+        return rle.draw_polygons([list(polygon) for polygon in polygons], size)
     except ValueError:
         return polygons
 
@@ -338,7 +351,7 @@ def _agree(mask_box: Box | None, box: Box, is_query: bool) -> bool:
     """Whether the box of a mask is what the box of its object says."""
     if mask_box is None:
         return False
-    return _is_at(box, mask_box) if is_query else not doubt_of_mask(mask_box, box)
+    return _is_at(box, mask_box) if is_query else not geometry.doubt_of_mask(mask_box, box)
 
 
 def _is_at(box: Box, expected: Box) -> bool:

@@ -1,10 +1,4 @@
-"""How a script talks and ends: its common options, its exit status, progress, tables, and what it found wrong.
-
-    from soir_console import exit_status, make_parser
-
-A script imports this module before any other, so that Ctrl-C and a missing requirement end in one line even while the
-rest is being imported. So this module imports only Python's own modules, and soir_files, which imports no others.
-"""
+"""How a script talks and ends: its common options and its exit status."""
 
 from __future__ import annotations
 
@@ -15,15 +9,13 @@ import re
 import signal
 import sys
 import warnings
-from collections import defaultdict
 from contextlib import contextmanager, suppress
-from typing import Any, Callable, Iterable, Iterator, NoReturn, TypeVar
+from typing import Any, Callable, Iterator, NoReturn
 
-from soir_files import SoirError, no_garbage_collection
+from soir.files import SoirError, no_garbage_collection
+from soir.findings import printable
 
 VERSION = "1.0.0"
-
-T = TypeVar("T")
 
 
 # ---------------------------------------------------------------------------------------------------------- how it ends
@@ -70,20 +62,6 @@ def _end_in_one_line(error: BaseException) -> NoReturn:
     with suppress(OSError):  # a full disk may be where the message would go
         print(message, file=sys.stderr, flush=True)
     sys.exit(status)
-
-
-def _end_while_importing(kind: type[BaseException], error: BaseException, traceback: Any) -> None:
-    """Python calls this for what no `exit_status` has caught: what is raised while a script imports its modules."""
-    name = (error.name or "").split(".")[0] if isinstance(error, ModuleNotFoundError) else ""
-    if name in ("numpy", "PIL", "pycocotools", "torch", "tqdm"):
-        name = "pillow" if name == "PIL" else name
-        _end_in_one_line(SoirError(f"{name} is not installed: pip install -r requirements.txt"))
-    if isinstance(error, KeyboardInterrupt):
-        _end_in_one_line(error)
-    sys.__excepthook__(kind, error, traceback)
-
-
-sys.excepthook = _end_while_importing
 
 
 # -------------------------------------------------------------------------------------------------------------- options
@@ -159,6 +137,13 @@ def add_creation_options(parser: argparse.ArgumentParser) -> Callable[..., Any]:
     return add_output
 
 
+def absolute_base(base_path: str | None) -> str | None:
+    """The argument of --base-path as `full_path` takes it, absolute. Raises SoirError if it is no folder."""
+    if base_path is not None and not os.path.isdir(base_path):
+        raise SoirError(f"--base-path {base_path} is no folder: name the folder that the image paths start at")
+    return base_path and os.path.abspath(base_path)
+
+
 def usable_cpus() -> int:
     """How many CPUs this process may use. In a Slurm job or a container, that is its share, not the whole machine."""
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -186,84 +171,3 @@ def png_name(text: str) -> str:
     if not text.lower().endswith(".png"):
         raise argparse.ArgumentTypeError(f"expected a name that ends in .png, found {text}")
     return text
-
-
-# ------------------------------------------------------------------------------------------------------- what it prints
-
-
-class Findings:
-    """What a run found wrong with its input: for each reason, the places where it was found.
-
-    skipped  what was left out; of a run: its faults, which decide the exit status
-    noticed  what is worth knowing, and no fault
-    """
-
-    def __init__(self) -> None:
-        self.skipped: defaultdict[str, list[str]] = defaultdict(list)
-        self.noticed: defaultdict[str, list[str]] = defaultdict(list)
-
-    def skip(self, reason: str, place: str, detail: str = "") -> None:
-        """Add a place. A detail is kept only for the first place of each reason."""
-        places = self.skipped[reason]
-        places.append(f"{place} ({detail})" if detail and not places else place)
-
-    def notice(self, reason: str, place: str) -> None:
-        self.noticed[reason].append(place)
-
-    def __bool__(self) -> bool:
-        return bool(self.skipped or self.noticed)
-
-
-def print_findings(findings: Findings, skipped: str = "skipped", noticed: str = "noticed") -> None:
-    """Print two lists with these titles: one line per reason, with the count and the first three places."""
-    for title, reasons in ((skipped, findings.skipped), (noticed, findings.noticed)):
-        if reasons:
-            print(f"\n{title}:")
-            width = max(len(f"{len(places):,}") for places in reasons.values())
-            for reason, places in sorted(reasons.items()):
-                more = ", ..." if len(places) > 3 else ""
-                print(f"  {len(places):>{width},} x {reason}: {', '.join(map(printable, places[:3]))}{more}")
-
-
-def print_table(rows: list[list[str]]) -> None:
-    """Print rows of cells, the first row being the titles; the first column to the left, the others to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    for row in rows:
-        cells = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:]))]
-        print("  ".join(cells).rstrip())
-
-
-def progress_bar(title: str, items: Iterable[T] = (), total: int | None = None) -> Any:
-    """A progress bar of tqdm, on a terminal only: iterable like `items`, or to be moved on with update()."""
-    if not sys.stderr.isatty():
-        return _NoBar(items)
-    from tqdm import tqdm  # here, not above: it takes 30 ms
-
-    class Bar(tqdm):  # type: ignore[misc]  # it has no types
-        disable = True  # for the destructor, which also runs if an interrupt came before __init__ could set it
-
-    return Bar(items, desc=title, total=total)
-
-
-class _NoBar:
-    """Stands for a progress bar where none is shown."""
-
-    def __init__(self, items: Iterable[Any]) -> None:
-        self.items = items
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter(self.items)
-
-    def __enter__(self) -> _NoBar:
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        pass
-
-    def update(self, number: int) -> None:
-        pass
-
-
-def printable(text: str) -> str:
-    """Text of a file as a terminal can take it: a name with a line break or an escape code must not forge a line."""
-    return text if text.isprintable() else text.encode("unicode_escape").decode("ascii")

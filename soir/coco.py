@@ -1,11 +1,6 @@
-"""COCO files: read them, join them by image, and choose the annotations that can be used.
-
-from soir_coco import join_images, read_coco, usable_objects
-"""
+"""COCO files: read them, join them by image, and choose the annotations that can be used."""
 
 from __future__ import annotations
-
-from soir_console import Findings
 
 import posixpath
 import random
@@ -17,25 +12,12 @@ from typing import Any, Iterator, NamedTuple
 import numpy as np
 import pycocotools.mask as coco_mask
 
-from soir_common import (
-    TOLERANCE,
-    Box,
-    Rle,
-    Size,
-    clip_box,
-    doubt_of_mask,
-    is_below_pixel,
-    is_box,
-    is_id,
-    is_share,
-    reach_of_box,
-    shares_error,
-    shorten,
-    xyxy_of,
-)
-from soir_files import SoirError, read_json
-from soir_images import natural_key
-from soir_masks import compress_rle, draw_polygons, read_segmentation
+from soir import geometry, rle
+from soir.entry import Rle, is_id
+from soir.files import SoirError, read_json
+from soir.findings import Findings, shorten
+from soir.geometry import Box, Size
+from soir.paths import natural_key
 
 
 class Annotation(NamedTuple):
@@ -91,7 +73,7 @@ def read_coco(path: str) -> Coco:
             return record
         if "counts" in record and "category_id" not in record and "file_name" not in record:
             try:
-                return compress_rle(record)
+                return rle.compress_rle(record)
             except ValueError as error:
                 return ValueError(str(error))  # as it was raised, it would hold what the frames of its traceback hold
         if "file_name" in record:
@@ -217,7 +199,7 @@ def usable_objects(
         mask = None
         if has_masks:
             try:
-                mask, mask_box = read_segmentation(annotation.segmentation, image.size)
+                mask, mask_box = rle.read_segmentation(annotation.segmentation, image.size)
             except ValueError as error:
                 if isinstance(annotation.segmentation, list):  # polygons in shares of the image show no pixel
                     doubts.reaching.append((annotation, image.size))
@@ -227,7 +209,7 @@ def usable_objects(
             findings.skip("annotation that occurs twice", image.path)
             continue
         if mask is not None:
-            doubt = doubt_of_mask(mask_box, box)
+            doubt = geometry.doubt_of_mask(mask_box, box)
             if doubt == "reaching":
                 doubts.reaching.append((annotation, image.size))
                 if not doubts.is_kept:
@@ -251,18 +233,18 @@ def usable_objects(
 def usable_box(annotation: Annotation, image: GalleryImage, doubts: Doubts, findings: Findings) -> Box | None:
     """The box of an annotation, half-open and inside its image."""
     bbox = annotation.bbox
-    box = xyxy_of(bbox)
+    box = geometry.xyxy_of(bbox)
     doubts.annotations += 1
-    doubts.are_corners = doubts.are_corners and is_box(bbox) and is_inside(bbox, image.size)
+    doubts.are_corners = doubts.are_corners and geometry.is_box(bbox) and is_inside(bbox, image.size)
     if box is None:
         findings.skip("annotation without a box of positive size", image.path)
         return None
-    inside = clip_box(box, image.size)
+    inside = geometry.clip(box, image.size)
     if inside is None:
         doubts.loose.append((annotation, image.size))
         findings.skip("annotation whose box lies outside of its image", image.path)
         return None
-    if is_below_pixel(inside):
+    if geometry.is_below_pixel(inside):
         doubts.tiny.append(annotation)
         findings.skip("annotation whose box is less than a pixel wide or high", image.path)
         return None
@@ -281,8 +263,8 @@ def stop_if_misread(doubts: Doubts, place: str) -> None:
     place  the folder of the set
     """
     half = doubts.annotations / 2
-    if len(doubts.tiny) > half and all(is_share(annotation.bbox) for annotation in doubts.tiny):
-        raise shares_error(f"{len(doubts.tiny):,} of the {doubts.annotations:,} boxes of {place}")
+    if len(doubts.tiny) > half and all(geometry.is_in_shares(annotation.bbox) for annotation in doubts.tiny):
+        raise geometry.shares_error(f"{len(doubts.tiny):,} of the {doubts.annotations:,} boxes of {place}")
     if doubts.is_kept:
         return
     suspects = doubts.reaching + doubts.loose
@@ -305,18 +287,18 @@ def likely_meaning(suspects: list[tuple[Annotation, Size]]) -> tuple[str, float]
 
 def possible_meanings(annotation: Annotation, size: Size) -> Iterator[str]:
     """Yield the readings in which an annotation of an image of (height, width) does not contradict itself."""
-    bbox, box = annotation.bbox, xyxy_of(annotation.bbox)
+    bbox, box = annotation.bbox, geometry.xyxy_of(annotation.bbox)
     segmentation = annotation.segmentation
     mask = None
     with suppress(ValueError):
-        mask = coco_mask.decode(read_segmentation(segmentation, size)[0])
-    if is_box(bbox) and agree(bbox, mask, size):
+        mask = coco_mask.decode(rle.read_segmentation(segmentation, size)[0])
+    if geometry.is_box(bbox) and agree(bbox, mask, size):
         yield "boxes are corners [x1, y1, x2, y2], where [x, y, width, height] is due"
     if box is not None and isinstance(segmentation, list):
         height, width = size
         with suppress(ValueError, TypeError):
             scaled = [[v * (height if i % 2 else width) for i, v in enumerate(polygon)] for polygon in segmentation]
-            if agree(box, coco_mask.decode(draw_polygons(scaled, size)), size):
+            if agree(box, coco_mask.decode(rle.draw_polygons(scaled, size)), size):
                 yield "polygons are shares of the image, where pixels are due"
     elif box is not None and mask is not None:
         turned = mask.ravel(order="F").reshape(size)
@@ -343,8 +325,8 @@ def agree(box: Any, mask: np.ndarray | None, size: Size) -> bool:
         return False
     ys, xs = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     mask_box = int(xs[0]), int(ys[0]), int(xs[-1]) + 1, int(ys[-1]) + 1
-    return not doubt_of_mask(mask_box, box)
+    return not geometry.doubt_of_mask(mask_box, box)
 
 
 def is_inside(box: Any, size: Size) -> bool:
-    return reach_of_box(box, (0, 0, size[1], size[0])) <= TOLERANCE
+    return geometry.reach(box, (0, 0, size[1], size[0])) <= geometry.TOLERANCE

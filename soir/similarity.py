@@ -1,7 +1,5 @@
 """Features: read one vector per image or several, and rank the gallery by cosine similarity.
 
-    from soir_features import read_features, find_by_features, rank_by_features
-
 The file is .pt (as torch.save wrote it) or .npz, and holds one of
 
     path -> vector [dimension], or matrix [objects, dimension], or {"vectors": matrix, "boxes": [objects, 4] or None}
@@ -14,48 +12,22 @@ with any library that multiplies matrices. Equal scores are in the order of the 
 
 from __future__ import annotations
 
-from soir_console import Findings, progress_bar
-
-import os
-from collections import Counter
 from itertools import chain
-from typing import Any, Iterator, NamedTuple
+from typing import Iterator, NamedTuple
 
 import numpy as np
 
-from soir_arrays import as_matrix, as_texts, load_npz, unpacked_limit
-from soir_common import Annotations, shorten
-from soir_files import SoirError
-from soir_loading import load_values
-from soir_protocol import Found, Ranking, Task, box_matters
-from soir_runs import as_boxes, report_shares
+from soir.features import CHUNK, Features, as_float32
+from soir.findings import progress_bar
+from soir.protocol import Found, Ranking, Task, box_matters
 
 # Similarities that are held at a time, 128 MB: of 580 queries to 55,000 images. In blocks of half the size, the product
 # would take 10 % longer; of three times the size, 15 % less.
 BLOCK = 32_000_000
 
-# How many numbers (vectors x dimension) are processed at a time: 2 MB as float32, which a processor's cache holds.
-CHUNK = 500_000
-
 # Up to this many relevant images are each compared with all images; if there are more, the similarities are sorted
 # once. The number at which both take the same time depends on the processor: 20 (sorting with AVX-512) to 500.
 FEW = 32
-
-
-class Features(NamedTuple):
-    """The vectors of images, one or several per image."""
-
-    vectors: np.ndarray  # any real type [V, dimension]
-    norms: np.ndarray  # float64 [V]: Euclidean length of each; 0 for one that cannot be used
-    rows: dict[str, list[int]]  # path -> its vectors; of what `read_features` returns, those that can be used
-    boxes: np.ndarray | None  # float64 [V, 4], NaN where there is none; None if no image has boxes
-
-
-class ImageVectors(NamedTuple):
-    """The vectors of an image as they are in a file."""
-
-    vectors: np.ndarray  # any real type [objects, dimension]
-    boxes: np.ndarray | None  # float64 [objects, 4]
 
 
 class Columns(NamedTuple):
@@ -76,201 +48,6 @@ class Similarities(NamedTuple):
     columns: Columns
     images: np.ndarray  # float32 [queries, images]
     objects: np.ndarray  # float32 [queries, objects]
-
-
-# ------------------------------------------------------------------------------------------------------------- reading
-
-
-def read_features(path: str, annotations: Annotations, findings: Findings) -> Features:
-    """Read the features of the images of an annotation file; unusable ones are added to the findings.
-
-    Raises SoirError if the file cannot be read, is in none of the forms, or has a feature for none of the images.
-    """
-    content = load_npz(path) if path.lower().endswith(".npz") else load_values(path, arrays=True)
-    try:
-        if not isinstance(content, dict) or not content:
-            raise ValueError("expected a dict, path -> vector, or paths and features")
-        limit = unpacked_limit(os.path.getsize(path))
-        if {"paths", "features"} <= set(content):
-            features = read_index(path, content, annotations, limit)
-        else:
-            features = read_images(path, content, annotations, limit, findings)
-    except (OSError, ValueError) as error:
-        raise SoirError(f"{path} holds no features: {error}") from error
-    features = without_odd_boxes(features, findings)
-    if features.boxes is not None:
-        of_gallery = [rows for name, rows in features.rows.items() if not annotations[name]["is_query"]]
-        boxes = features.boxes[np.array(list(chain.from_iterable(of_gallery)), dtype=np.int64)]
-        report_shares(path, [boxes], findings)
-        if np.isnan(boxes).all():  # there are boxes of queries only, which nothing is compared with
-            features = features._replace(boxes=None)
-    return without_unusable(features, annotations, findings)
-
-
-def read_index(path: str, content: dict[str, Any], annotations: Annotations, limit: int) -> Features:
-    """The features of `paths`, `features`, and perhaps `boxes`. Raises ValueError if they do not go together, and
-    SoirError if they are of none of the images."""
-    paths = as_texts(content["paths"], limit)
-    vectors = as_matrix(content["features"], 2, limit)
-    if paths is None or vectors is None or len(paths) != len(vectors):
-        raise ValueError("expected a list of paths, and a vector for each: a matrix [vectors, dimension]")
-    boxes = content.get("boxes")
-    if boxes is not None:
-        boxes = as_matrix(boxes, 2, limit)
-        if boxes is None or boxes.shape != (len(paths), 4):
-            raise ValueError("expected a box (x1, y1, x2, y2) for each vector in `boxes`")
-        boxes = as_boxes(boxes)
-    if vectors.shape[1] == 1:
-        raise ValueError("its vectors have one number each: expected a matrix [vectors, dimension]")
-    rows: dict[str, list[int]] = {}
-    for row, name in enumerate(paths):
-        if name in annotations:
-            rows.setdefault(name, []).append(row)
-    if not rows:
-        raise _of_no_image(path, paths[:1], annotations)
-    return Features(vectors, norms_of(vectors), rows, boxes)
-
-
-def read_images(
-    path: str, content: dict[Any, Any], annotations: Annotations, limit: int, findings: Findings
-) -> Features:
-    """The features of path -> vector, matrix or dict. Raises SoirError, or ValueError."""
-    images: dict[str, ImageVectors | None] = {}  # None: what there is cannot be used, and has been listed
-    example = next(iter(content))
-    for name in list(content):
-        objects = as_objects(name, content.pop(name), limit)
-        limit -= 8 * objects.vectors.size if objects else 0
-        if objects is None:
-            findings.skip("feature that is no vector of numbers", shorten(name))
-        if name in annotations:
-            images[name] = objects
-    dimensions = Counter(objects.vectors.shape[1] for objects in images.values() if objects and len(objects.vectors))
-    if not dimensions and images:
-        raise ValueError("expected for each image a vector of numbers, a matrix of them, or `vectors` and `boxes`")
-    if not dimensions:
-        raise _of_no_image(path, [example], annotations)
-    dimension = dimensions.most_common(1)[0][0]
-    if dimension == 1:
-        raise ValueError("its vectors have one number each: expected a vector, or a matrix [objects, dimension]")
-    for name, objects in images.items():
-        kind, outcome = _kind_of(name, annotations)
-        if objects and not len(objects.vectors):  # nothing was detected there, which is no fault of the file
-            findings.notice(f"{kind} without objects in the features, {outcome}", name)
-            images[name] = None
-        elif objects and objects.vectors.shape[1] != dimension:
-            findings.skip(f"{kind} whose feature is not of length {dimension}, like most, {outcome}", name)
-            images[name] = None
-    return stack(images, dimension)
-
-
-def stack(images: dict[str, ImageVectors | None], dimension: int) -> Features:
-    """Put the vectors of images into one matrix. An image that is None has none of them."""
-    count = sum(len(objects.vectors) for objects in images.values() if objects)
-    vectors = np.empty((count, dimension), dtype=np.float32)
-    has_boxes = any(objects and objects.boxes is not None for objects in images.values())
-    boxes = np.full((count, 4), np.nan) if has_boxes else None
-    rows, start = {}, 0
-    for name in list(images):
-        objects = images[name]
-        stop = start + (len(objects.vectors) if objects else 0)
-        rows[name] = list(range(start, stop))
-        if objects:
-            vectors[start:stop] = as_float32(objects.vectors)
-            if boxes is not None and objects.boxes is not None:
-                boxes[start:stop] = objects.boxes
-        images[name], start = None, stop  # what is copied can go
-    return Features(vectors, norms_of(vectors), rows, boxes)
-
-
-def as_objects(name: Any, value: Any, limit: int) -> ImageVectors | None:
-    """The vectors of an image, from a value that may be anything; None if it is no vector, nor several.
-
-    Raises ValueError if it takes more than `limit` bytes, or is an array of three dimensions.
-    """
-    boxes = None
-    if isinstance(value, dict):
-        boxes, value = value.get("boxes"), value.get("vectors")
-    if isinstance(value, np.ndarray):
-        if value.ndim > 2:
-            raise ValueError(
-                f"the feature of {shorten(name)} is an array of {value.ndim} dimensions, {value.shape}: "
-                "expected a vector, or a matrix [objects, dimension]"
-            )
-        matrix = as_matrix(value, value.ndim, limit) if value.ndim else None
-    else:
-        matrix = as_matrix(value, 1, limit)
-    if matrix is None or not matrix.shape[-1]:
-        return None
-    matrix = matrix.reshape(-1, matrix.shape[-1])
-    if boxes is not None:
-        boxes = as_matrix(boxes, 2, limit) if len(matrix) else np.zeros((0, 4))
-        if boxes is None or boxes.shape != (len(matrix), 4):
-            return None
-        boxes = as_boxes(boxes)
-    return ImageVectors(matrix, boxes)
-
-
-def norms_of(vectors: np.ndarray) -> np.ndarray:
-    """float64 [V]: the length of each vector; 0 for one that is not finite."""
-    lengths = np.zeros(len(vectors))
-    step = max(1, CHUNK // max(1, vectors.shape[1]))
-    for start in range(0, len(vectors), step):
-        block = as_float32(vectors[start : start + step])
-        squares = np.einsum("ij,ij->i", block, block, dtype=np.float64)  # those of float32 may be beyond it
-        lengths[start : start + step] = np.sqrt(np.where(np.isfinite(squares), squares, 0))
-    return lengths
-
-
-def as_float32(vectors: np.ndarray) -> np.ndarray:
-    with np.errstate(over="ignore", invalid="ignore"):  # what is beyond float32 becomes infinite, which is reported
-        return vectors.astype(np.float32, copy=False)
-
-
-def without_odd_boxes(features: Features, findings: Findings) -> Features:
-    """The features without boxes that are none, which are listed by image."""
-    if features.boxes is None:
-        return features
-    is_odd = np.isinf(features.boxes[:, 0])
-    if is_odd.any():
-        for name, rows in features.rows.items():
-            if is_odd[rows].any():
-                findings.skip("feature with a box that is not (x1, y1, x2, y2), ignored", name)
-        features.boxes[is_odd] = np.nan
-    return features
-
-
-def without_unusable(features: Features, annotations: Annotations, findings: Findings) -> Features:
-    """The features without vectors that are not finite, or zero; images without a usable one are listed."""
-    usable: dict[str, list[int]] = {}
-    is_usable = (features.norms > 0).tolist()
-    for name in annotations:
-        rows = features.rows.get(name)
-        sound = [row for row in rows or () if is_usable[row]]
-        if sound:
-            usable[name] = sound
-        if rows is not None and len(sound) == len(rows):
-            continue
-        kind, outcome = _kind_of(name, annotations)
-        if rows is None:
-            findings.skip(f"{kind} without a feature, {outcome}", name)
-        elif not sound:
-            findings.skip(f"{kind} whose feature is not finite, or zero, {outcome}", name)
-        else:
-            findings.skip(f"{kind} with a vector that is not finite, or zero, left out", name)
-    return features._replace(rows=usable)
-
-
-def _kind_of(name: str, annotations: Annotations) -> tuple[str, str]:
-    """What an image is, and what comes of it if it has no feature that can be used."""
-    if annotations[name]["is_query"]:
-        return "query", "scored 0"
-    return "gallery image", "counted as not retrieved"
-
-
-def _of_no_image(path: str, found: list[Any], annotations: Annotations) -> SoirError:
-    what = f"paths like {shorten(found[0])}" if found else "nothing that is a vector of numbers"
-    expected = next(iter(annotations))
-    return SoirError(f"{path} has a feature for none of the images: expected paths like {expected}, found {what}")
 
 
 # ------------------------------------------------------------------------------------------------------------- ranking

@@ -1,7 +1,4 @@
-"""Pictures: photographs with boxes and masks, in tiles, laid out in rows on pages.
-
-from soir_pictures import Tile, draw_tile, lay_out, write_pages
-"""
+"""Pictures: photographs with boxes and masks, in tiles, laid out in rows on pages."""
 
 from __future__ import annotations
 
@@ -12,9 +9,10 @@ from typing import Iterable, NamedTuple, Tuple
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
-from soir_common import Box
-from soir_files import write_whole
-from soir_images import full_path, read_image
+from soir.files import write_whole
+from soir.geometry import Box
+from soir.images import read_image
+from soir.paths import full_path
 
 Colour = Tuple[int, int, int]
 

@@ -1,11 +1,6 @@
-"""What is in an annotation file: the figures of each set, and their table beside the published ones.
-
-from soir_statistics import print_statistics, print_summary, statistics
-"""
+"""What is in an annotation file: the figures of each set, and their table beside the published ones."""
 
 from __future__ import annotations
-
-from soir_console import print_table, printable
 
 import math
 from collections import Counter, defaultdict
@@ -13,8 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from soir_common import PUBLISHED, SETS, Annotations, Size, box_share, difficulty, instances_of, shorten
-from soir_detections import Detections, detection_figures
+from soir import geometry, published
+from soir.detections import Detections, detection_figures
+from soir.entry import SETS, Annotations, difficulty, instances_of
+from soir.findings import print_table, printable, shorten
+from soir.geometry import Size
 
 # Sets that the table and the preview show; a hostile file can have as many as entries.
 MAX_SETS = 12
@@ -73,7 +71,7 @@ def object_figures(gallery: Annotations, sizes: dict[str, Size]) -> dict[str, An
     """How many objects the gallery images show, and of what size."""
     objects = [len(entry["bbox"]) for entry in gallery.values()]
     shares = [
-        100.0 if box is None else box_share(box, sizes[path])
+        100.0 if box is None else geometry.share(box, sizes[path])
         for path, entry in gallery.items()
         for box in entry["bbox"]
         if box is None or path in sizes
@@ -180,8 +178,8 @@ def print_statistics(figures: dict[str, dict[str, Any]]) -> None:
     shown = {name: {**values, **values["object_size_shares"]} for name, values in list(figures.items())[:MAX_SETS]}
     for name, values in shown.items():
         columns.append((label_of(name), values))
-        if name in PUBLISHED:
-            columns.append((f"{PUBLISHED[name]['name']} (published)", PUBLISHED[name]))
+        if name in published.FIGURES:
+            columns.append((f"{published.FIGURES[name]['name']} (published)", published.FIGURES[name]))
     table = [["", *(title for title, _ in columns)]]
     for label, figure, style in ROWS:
         if not any(figure in values for values in shown.values()):

@@ -1,7 +1,5 @@
 """Signals: let Ctrl-C and SIGTERM wait for a moment, or end the process at once.
 
-from soir_signals import signals_at_once, signals_later
-
 Only the main thread can set handlers of signals; in any other, both do nothing. A signal that is ignored stays ignored.
 """
 

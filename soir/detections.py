@@ -1,7 +1,5 @@
 """Detections: what an open vocabulary detector found in the images, beside what is annotated there.
 
-    from soir_detections import detection_figures, read_detections
-
 Three kinds of files are read. A name that ends in .json is one of the last two:
 
     captions.pt   of the paper's code, whose detector is OWLv2: image path -> {"bboxes": [[x1, y1, x2, y2], ...],
@@ -12,17 +10,18 @@ Three kinds of files are read. A name that ends in .json is one of the last two:
 
 from __future__ import annotations
 
-from soir_console import Findings
-
 from collections import defaultdict
 from typing import Any, Dict, Iterator, NamedTuple
 
 import numpy as np
 
-from soir_common import Annotations, Size, box_iou, is_box, is_id, is_share, pixel_box, shares_error, shorten, xyxy_of
-from soir_files import SoirError, read_json
-from soir_images import tidy_path
-from soir_loading import check_repeats, load_values
+from soir import geometry
+from soir.entry import Annotations, is_id
+from soir.files import SoirError, read_json
+from soir.findings import Findings, shorten
+from soir.geometry import Size
+from soir.paths import tidy_path
+from soir.torch_files import check_repeats, load_values
 
 # An annotated box is covered by a detection whose intersection over union with it is at least this.
 COVER_IOU = 0.5
@@ -63,7 +62,7 @@ def read_detections(path: str, annotations: Annotations, min_score: float, findi
             continue
         if type(detection.score) not in (int, float) or not -1e9 < detection.score < 1e9:
             findings.skip("detection whose score is no number", name)
-        elif not is_box(detection.box):
+        elif not geometry.is_box(detection.box):
             findings.skip("detection whose box is no box of positive size", name)
         elif detection.score >= min_score:
             found.append(detection.box)
@@ -71,9 +70,9 @@ def read_detections(path: str, annotations: Annotations, min_score: float, findi
         there = f"paths like {next(iter(other_paths))}" if other_paths else next(iter(findings.skipped), "nothing")
         expected = shorten(next(iter(annotations)))
         raise SoirError(f"{path} has detections for none of the images: expected paths like {expected}, found {there}")
-    in_shares = [is_share(box) for found in boxes.values() for box in found]
+    in_shares = [geometry.is_in_shares(box) for found in boxes.values() for box in found]
     if sum(in_shares) > len(in_shares) / 2:
-        raise shares_error(f"{sum(in_shares):,} of the {len(in_shares):,} boxes of {path}")
+        raise geometry.shares_error(f"{sum(in_shares):,} of the {len(in_shares):,} boxes of {path}")
     for other in other_paths:
         findings.skip("path that is no image of the annotation file", other)
     for name, entry in annotations.items():
@@ -124,7 +123,7 @@ def read_results(path: str) -> Iterator[Detection]:
         name = record.get("image_id")
         if is_id(name) and name in names:
             name = names[name]
-        yield Detection(name, xyxy_of(record.get("bbox")) or (), record.get("score"))
+        yield Detection(name, geometry.xyxy_of(record.get("bbox")) or (), record.get("score"))
 
 
 def _as_list(value: Any) -> list[Any]:
@@ -165,8 +164,8 @@ def detection_figures(gallery: Annotations, sizes: dict[str, Size], detections: 
         for box in entry["bbox"]:
             if box is not None or path in sizes:
                 boxes += 1
-                shown = pixel_box(box, sizes.get(path, (0, 0)))
-                covered += any(box_iou(shown, other) >= COVER_IOU for other in found)
+                shown = geometry.in_pixels(box, sizes.get(path, (0, 0)))
+                covered += any(geometry.iou(shown, other) >= COVER_IOU for other in found)
     return {
         "detected_per_image_mean": detected / len(gallery) if gallery else None,
         "boxes_covered": covered,

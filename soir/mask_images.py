@@ -1,7 +1,5 @@
 """Masks as images: which of their pixels show the object.
 
-    from soir_mask_images import read_mask
-
 A mask is an image of two levels: background, which is black, and object. What else people have is read where it says
 clearly what it means, and refused or noticed where it does not.
 """
@@ -14,9 +12,10 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageChops, ImageFilter
 
-from soir_common import Rle
-from soir_images import read_image
-from soir_masks import MaskBox, encode_mask
+from soir import rle
+from soir.entry import Rle
+from soir.images import read_image
+from soir.rle import MaskBox
 
 # In a JPEG mask, values up to this are background and values from 255 - this up are object; they differ from 0 and 255
 # by the ringing around the contour. At JPEG qualities down to 90 there are no values in between.
@@ -43,7 +42,7 @@ class ImageMask(NamedTuple):
     is_soft: bool  # it has more than two levels, and was cut at half of its largest value
 
 
-def read_mask(path: str) -> ImageMask:
+def read_mask_image(path: str) -> ImageMask:
     """Read a mask image.
 
     A JPEG mask holds 0 and 255, with ringing around every contour: a pixel above 127 is the object. A mask in a
@@ -64,7 +63,7 @@ def read_mask(path: str) -> ImageMask:
     else:
         values, is_soft = _read_lossless(image.crop(rectangle))
     threshold = 127 if is_jpeg and not is_soft else values.max() / 2
-    encoded = encode_mask(values > threshold, (rectangle[1], rectangle[0]), (image.height, image.width))
+    encoded = rle.encode_mask(values > threshold, (rectangle[1], rectangle[0]), (image.height, image.width))
     return ImageMask(*encoded, is_soft) if encoded else ImageMask(None, None, False)
 
 

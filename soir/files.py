@@ -1,7 +1,4 @@
-"""Files: open untrusted ones, read JSON, write outputs so that they appear whole or not at all.
-
-from soir_files import SoirError, read_json, write_whole
-"""
+"""Files: open untrusted ones, read JSON, write outputs so that they appear whole or not at all."""
 
 from __future__ import annotations
 
@@ -12,6 +9,8 @@ import re
 import stat
 from contextlib import contextmanager, suppress
 from typing import Any, BinaryIO, Iterable, Iterator
+
+from soir.paths import full_path
 
 
 class SoirError(Exception):
@@ -78,16 +77,6 @@ def read_json(path: str, **hooks: Any) -> Any:
         raise SoirError(f"{path} is no JSON, or only the start of one ({error}): get the file again") from error
 
 
-def find_root(root: str, paths: list[str]) -> str | None:
-    """A folder one level below or above `root` that holds all of the paths; None if there is none. For hints."""
-    try:
-        folders = [os.path.join(root, name) for name in sorted(os.listdir(root))]
-    except OSError:
-        return None
-    folders.append(os.path.dirname(os.path.abspath(root)))
-    return next((f for f in folders if all(os.path.exists(os.path.join(f, path)) for path in paths)), None)
-
-
 @contextmanager
 def no_garbage_collection() -> Iterator[None]:
     """Pause the collector of cycles. A script makes millions of containers, and no cycles but for a few small ones.
@@ -142,6 +131,40 @@ def _check_output(path: str) -> None:
         raise SoirError(f"the output {path} exists and is no regular file: name another output")
     if not os.access(path, os.W_OK) or not mode & 0o222:  # root may write anything, yet read-only was meant
         raise SoirError(f"the output {path} is read-only: make it writable, or name another output")
+
+
+def check_no_image(outputs: Iterable[str | None], paths: Iterable[Any], base_path: str | None) -> None:
+    """Raise SoirError if an output is an image of the annotation file, which it would overwrite.
+
+    paths, base_path  of its entries, as of `full_path`
+    """
+    existing = [output for output in outputs if output and os.path.isfile(output)]
+    files = {_file_id(output): output for output in existing}
+    names = {os.path.basename(name) for output in existing for name in (output, os.path.realpath(output))}
+    are_images = any(map(_is_image, existing))  # then the path of an entry may also be a link of another name to one
+    for path in paths if existing else ():
+        if isinstance(path, str) and "\0" not in path and (are_images or os.path.basename(path) in names):
+            full = full_path(path, base_path)
+            output = files.get(_file_id(full)) if full else None
+            if output:
+                raise SoirError(f"the output {output} is an image of the annotation file: name another file")
+
+
+def _file_id(path: str) -> tuple[int, int] | None:
+    """What all names and links of one file have in common; None if there is no such file."""
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):
+        return None
+    return status.st_dev, status.st_ino
+
+
+def _is_image(path: str) -> bool:
+    try:
+        with open_regular(path) as file:
+            return file.read(4).startswith((b"\xff\xd8", b"\x89PNG", b"BM"))
+    except OSError:
+        return False
 
 
 def write_whole(path: str, data: bytes | memoryview) -> None:

@@ -1,7 +1,5 @@
 """INSTRE as it lies on the disk: its parts, the folders of its instances, its photographs with their boxes.
 
-    from soir_instre import read_listed, read_part
-
     INSTRE-S1/<number and letter>_<name>/013.jpg    one object; the folders 01a and 01b are a pair
     INSTRE-S2/<name>/013.jpg                        one object
     INSTRE-M/<number>/013.jpg                       the two objects of S1 with that number
@@ -12,18 +10,19 @@ The parts may lie in INSTRE_release/. Copies differ in upper and lower case, so 
 
 from __future__ import annotations
 
-from soir_console import Findings
-
 import os
 import posixpath
 import re
 import zlib
 from typing import Container, Iterator, NamedTuple, Sequence
 
-from soir_common import Box, EntryBox, box_share, clip_box, is_below_pixel, is_share, shares_error, xyxy_of
-from soir_files import SoirError, find_root, read_bytes, reason_of
-from soir_images import image_names, natural_key, one_per_stem, tidy_path, whole_image_size
-from soir_workers import map_ordered
+from soir import geometry
+from soir.files import SoirError, read_bytes, reason_of
+from soir.findings import Findings
+from soir.geometry import Box, EntryBox
+from soir.images import image_names, one_per_stem, whole_image_size
+from soir.paths import find_root, natural_key, tidy_path
+from soir.workers import map_ordered
 
 PARTS = ("S1", "S2", "M")
 
@@ -312,7 +311,7 @@ def read_photographs(
                 photograph = Photograph(path, pair.name, key, part.name, pair.folder.name, boxes, instances, share)
                 photographs.append(photograph)
     if fractional > len(pairs) / 2:
-        raise shares_error(f"the boxes of {fractional:,} of the {len(pairs):,} images of {part.path}")
+        raise geometry.shares_error(f"the boxes of {fractional:,} of the {len(pairs):,} images of {part.path}")
     if boxed and corners == boxed and clipped > 0.1 * boxed:
         raise SoirError(
             f"the boxes of {clipped:,} of the {boxed:,} images of {part.path} reach out of their image, and all "
@@ -368,7 +367,7 @@ def read_photograph(pair: ImageFiles) -> PhotographReading:
     are_corners = True
     for line in lines:
         numbers = parse_line(line)
-        box = xyxy_of(numbers)
+        box = geometry.xyxy_of(numbers)
         if numbers is None:
             faults.append("line that is not four numbers x y w h")
         elif box is None:
@@ -379,16 +378,16 @@ def read_photograph(pair: ImageFiles) -> PhotographReading:
             seen.add(box)
             x1, y1, x2, y2 = numbers
             are_corners &= 0 <= x1 < x2 <= size[1] + 1 and 0 <= y1 < y2 <= size[0] + 1
-            is_fractional |= is_share(numbers)
-            inside = clip_box(box, size)
+            is_fractional |= geometry.is_in_shares(numbers)
+            inside = geometry.clip(box, size)
             if inside is None:
                 faults.append("box outside of its image")
-            elif is_below_pixel(inside):
+            elif geometry.is_below_pixel(inside):
                 faults.append("box that is less than a pixel wide or high")
             else:
                 is_clipped |= inside != box
                 boxes.append(inside)
-    share = max((box_share(box, size) for box in boxes), default=0)
+    share = max((geometry.share(box, size) for box in boxes), default=0)
     return PhotographReading(faults, boxes, share, "", is_clipped, is_fractional, True, are_corners)
 
 

@@ -1,7 +1,4 @@
-"""Previews: the pictures of verify_dataset.py, of instances, and of evaluate_retrieval.py, of rankings.
-
-from soir_previews import Choice, draw_instances, draw_rankings
-"""
+"""Previews: the pictures of verify_dataset.py, of instances, and of evaluate_retrieval.py, of rankings."""
 
 from __future__ import annotations
 
@@ -14,23 +11,8 @@ from typing import Any, Iterable, NamedTuple
 import numpy as np
 from PIL import Image
 
-from soir_common import (
-    Annotations,
-    Box,
-    Entry,
-    Size,
-    box_iou,
-    box_share,
-    boxes_of_instance,
-    instances_of,
-    is_meant,
-    masks_of,
-    pixel_box,
-    set_of,
-)
-from soir_files import SoirError
-from soir_masks import decode_mask
-from soir_pictures import (
+from soir import geometry, rle
+from soir.drawing import (
     GALLERY_COLOUR,
     QUERY_COLOUR,
     WRONG_COLOUR,
@@ -41,8 +23,11 @@ from soir_pictures import (
     open_photograph,
     short_names,
 )
-from soir_protocol import Ranking, Task, boxes_in_pixels, name_of_instances, objects_of
-from soir_statistics import MAX_SETS, by_set, label_of
+from soir.entry import Annotations, Entry, boxes_of_instance, instances_of, is_meant, masks_of, set_of
+from soir.files import SoirError
+from soir.geometry import Box, Size
+from soir.protocol import Ranking, Task, boxes_in_pixels, name_of_instances, objects_of
+from soir.statistics import MAX_SETS, by_set, label_of
 
 # -------------------------------------------------------------------------------------- instances of an annotation file
 
@@ -111,7 +96,7 @@ def group_by_instance(entries: Annotations) -> dict[int, list[str]]:
 def share_of_instance(entry: Entry, instance: int, size: Size | None) -> float:
     """The smallest share, in % of the image, that a box of an instance covers; infinite if nobody knows."""
     return (
-        min((box_share(box, size) for box in boxes_of_instance(entry, instance)), default=math.inf)
+        min((geometry.share(box, size) for box in boxes_of_instance(entry, instance)), default=math.inf)
         if size
         else math.inf
     )
@@ -137,7 +122,7 @@ def query_tiles(path: str, name: str, entry: Entry, base_path: str | None) -> li
     if photograph is None:
         return [Tile(f"query {name}: cannot be read", None)]
     masks = sound_masks(masks_of(entry))
-    box = pixel_box(entry["bbox"], (photograph.height, photograph.width))
+    box = geometry.in_pixels(entry["bbox"], (photograph.height, photograph.width))
     return [
         Tile(f"query {name}", draw_tile(photograph, [box], QUERY_COLOUR, masks)),
         Tile("zoom", draw_zoom(photograph, box, [box], QUERY_COLOUR, masks)),
@@ -149,7 +134,7 @@ def sound_masks(masks: Iterable[Any]) -> list[np.ndarray]:
     sound = []
     for mask in masks:
         with suppress(ValueError):
-            sound.append(decode_mask(mask))
+            sound.append(rle.decode_mask(mask))
     return sound
 
 
@@ -159,9 +144,9 @@ def gallery_tiles(path: str, name: str, entry: Entry, instance: int, base_path: 
     if photograph is None:
         return [Tile(f"gallery {name}: cannot be read", None)]
     size = photograph.height, photograph.width
-    boxes = [pixel_box(box, size) for box in boxes_of_instance(entry, instance)]
+    boxes = [geometry.in_pixels(box, size) for box in boxes_of_instance(entry, instance)]
     masks = sound_masks(mask for mask, number in zip(masks_of(entry), entry["ins"]) if number == instance)
-    share = box_share(boxes[0], size)
+    share = geometry.share(boxes[0], size)
     return [
         Tile(f"gallery {name}", draw_tile(photograph, boxes, GALLERY_COLOUR, masks)),
         Tile(f"zoom, {share:.1f} % of the image", draw_zoom(photograph, boxes[0], boxes, GALLERY_COLOUR, masks)),
@@ -246,7 +231,7 @@ def image_tile(
         if ranking.boxes is not None and np.isfinite(ranking.boxes[image.place]).all():
             x1, y1, x2, y2 = ranking.boxes[image.place].tolist()
             predicted = [(x1, y1, x2, y2)]
-            label += f", IoU {max(box_iou(predicted[0], box) for box in boxes):.2f}" if boxes else ""
+            label += f", IoU {max(geometry.iou(predicted[0], box) for box in boxes):.2f}" if boxes else ""
     path = task.gallery[image.position] if image.position >= 0 else None
     photograph = open_photograph(path, base_path) if path else None
     if photograph is None:

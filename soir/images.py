@@ -1,19 +1,16 @@
-"""Images: find and read them, of few formats and of a bounded size; and where the path of an entry lies on the disk.
-
-from soir_images import image_names, image_size, read_image
-"""
+"""Images: find and read them, of few formats and of a bounded size; and where the path of an entry lies on the disk."""
 
 from __future__ import annotations
 
 import io
 import os
-import re
 import sys
-from typing import Any, BinaryIO, Iterable
+from typing import Any, BinaryIO
 
 from PIL import Image, UnidentifiedImageError
 
-from soir_files import SoirError, open_descriptor, open_regular, read_bytes
+from soir.files import open_descriptor, open_regular, read_bytes
+from soir.paths import natural_key
 
 # The file endings that count as images (in any case), and the formats Pillow may take them for. Few formats, since
 # every decoder can have bugs that a malicious file exploits.
@@ -43,14 +40,6 @@ def image_names(folder: str) -> list[str]:
     """
     names = map(sys.intern, os.listdir(folder))  # all folders of OWID have the same ones, which would take 50 MB
     return sorted((n for n in names if n.lower().endswith(IMAGE_ENDINGS) and n[0] != "."), key=natural_key)
-
-
-def natural_key(name: str) -> tuple[list[Any], str]:
-    """Sort key by which 2 comes before 10."""
-    # At most 18 digits at a time: Python refuses to make numbers of thousands of digits.
-    parts: list[Any] = re.split("([0-9]{1,18})", name)
-    parts[1::2] = map(int, parts[1::2])
-    return parts, name
 
 
 def one_per_stem(names: list[str]) -> tuple[dict[str, str], list[str]]:
@@ -164,66 +153,3 @@ def _jpeg_size(start: bytes) -> tuple[int, int] | None:
             return None
         position += 2 + length
     return None
-
-
-# --------------------------------------------------------------------------------------------------- paths of an entry
-
-
-def absolute_base(base_path: str | None) -> str | None:
-    """The argument of --base-path as `full_path` takes it, absolute. Raises SoirError if it is no folder."""
-    if base_path is not None and not os.path.isdir(base_path):
-        raise SoirError(f"--base-path {base_path} is no folder: name the folder that the image paths start at")
-    return base_path and os.path.abspath(base_path)
-
-
-def tidy_path(*parts: str) -> str:
-    """Join parts of a path as entries have it: with slashes, without `.` or `//`. A `..` stays: links may matter."""
-    path = os.path.join(*parts).replace(os.sep, "/")
-    return "/" * path.startswith("/") + "/".join(part for part in path.split("/") if part not in ("", "."))
-
-
-def check_no_image(outputs: Iterable[str | None], paths: Iterable[Any], base_path: str | None) -> None:
-    """Raise SoirError if an output is an image of the annotation file, which it would overwrite.
-
-    paths, base_path  of its entries, as of `full_path`
-    """
-    existing = [output for output in outputs if output and os.path.isfile(output)]
-    files = {_file_id(output): output for output in existing}
-    names = {os.path.basename(name) for output in existing for name in (output, os.path.realpath(output))}
-    are_images = any(map(_is_image, existing))  # then the path of an entry may also be a link of another name to one
-    for path in paths if existing else ():
-        if isinstance(path, str) and "\0" not in path and (are_images or os.path.basename(path) in names):
-            full = full_path(path, base_path)
-            output = files.get(_file_id(full)) if full else None
-            if output:
-                raise SoirError(f"the output {output} is an image of the annotation file: name another file")
-
-
-def _file_id(path: str) -> tuple[int, int] | None:
-    """What all names and links of one file have in common; None if there is no such file."""
-    try:
-        status = os.stat(path)
-    except (OSError, ValueError):
-        return None
-    return status.st_dev, status.st_ino
-
-
-def _is_image(path: str) -> bool:
-    try:
-        with open_regular(path) as file:
-            return file.read(4).startswith((b"\xff\xd8", b"\x89PNG", b"BM"))
-    except OSError:
-        return False
-
-
-def full_path(path: str, base_path: str | None) -> str | None:
-    """Where an image lies on the disk.
-
-    base_path  the folder that relative paths start at, absolute; None for the current folder
-    Returns None for a relative path that leads out of the base path.
-    """
-    if base_path is None or os.path.isabs(path):
-        return path
-    base = os.path.join(base_path, "")
-    full = os.path.normpath(os.path.join(base, path))
-    return full if full.startswith(base) else None

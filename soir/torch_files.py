@@ -1,13 +1,11 @@
 """Load and save files of torch: annotations, rankings, features. Files of strangers too.
 
-    from soir_loading import load_values, save_values
-
 The promise: nothing in a file is executed; no file crashes the script, or takes more memory than about 20 times its
 size plus 2 GB. How long a file may take is not promised, but Ctrl-C and SIGTERM always work, and leave no process.
 
 A file is loaded in one of two ways. A scan of its pickle tells which:
 - A pickle of plain values only, such as our scripts write, is loaded by Python's unpickler.
-- Any other (tensors, NumPy values, defaultdicts, nested tuples) is loaded by torch, see soir_torch_archives.py.
+- Any other (tensors, NumPy values, defaultdicts, nested tuples) is loaded by torch, see soir/torch_archives.py.
 """
 
 from __future__ import annotations
@@ -19,9 +17,9 @@ from contextlib import nullcontext
 from itertools import islice
 from typing import Any, Iterable
 
-from soir_files import SoirError, no_garbage_collection, open_regular, whole_file
-from soir_signals import signals_at_once
-from soir_torch_archives import MEMORY_BASE, MEMORY_FACTOR, load_with_torch, read_archive, reason_of_fault
+from soir.files import SoirError, no_garbage_collection, open_regular, whole_file
+from soir.signals import signals_at_once
+from soir.torch_archives import MEMORY_BASE, MEMORY_FACTOR, load_with_torch, read_archive, reason_of_fault
 
 # ------------------------------------------------------------------------------------------------------- load and save
 

@@ -1,0 +1,102 @@
+"""What a run found wrong with its input, and how texts and tables get to the terminal."""
+
+from __future__ import annotations
+
+import sys
+from collections import defaultdict
+from typing import Any, Iterable, Iterator, TypeVar
+
+
+def shorten(value: Any) -> str:
+    """A value of a file as text for a message, at most 80 characters; of a container, only its type.
+
+    repr() of nested lists can take forever, and all memory.
+    """
+    if not isinstance(value, (str, int, float)):
+        return f"({type(value).__name__})"
+    text = str(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+T = TypeVar("T")
+
+
+# ------------------------------------------------------------------------------------------------------- what it prints
+
+
+class Findings:
+    """What a run found wrong with its input: for each reason, the places where it was found.
+
+    skipped  what was left out; of a run: its faults, which decide the exit status
+    noticed  what is worth knowing, and no fault
+    """
+
+    def __init__(self) -> None:
+        self.skipped: defaultdict[str, list[str]] = defaultdict(list)
+        self.noticed: defaultdict[str, list[str]] = defaultdict(list)
+
+    def skip(self, reason: str, place: str, detail: str = "") -> None:
+        """Add a place. A detail is kept only for the first place of each reason."""
+        places = self.skipped[reason]
+        places.append(f"{place} ({detail})" if detail and not places else place)
+
+    def notice(self, reason: str, place: str) -> None:
+        self.noticed[reason].append(place)
+
+    def __bool__(self) -> bool:
+        return bool(self.skipped or self.noticed)
+
+
+def print_findings(findings: Findings, skipped: str = "skipped", noticed: str = "noticed") -> None:
+    """Print two lists with these titles: one line per reason, with the count and the first three places."""
+    for title, reasons in ((skipped, findings.skipped), (noticed, findings.noticed)):
+        if reasons:
+            print(f"\n{title}:")
+            width = max(len(f"{len(places):,}") for places in reasons.values())
+            for reason, places in sorted(reasons.items()):
+                more = ", ..." if len(places) > 3 else ""
+                print(f"  {len(places):>{width},} x {reason}: {', '.join(map(printable, places[:3]))}{more}")
+
+
+def print_table(rows: list[list[str]]) -> None:
+    """Print rows of cells, the first row being the titles; the first column to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    for row in rows:
+        cells = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:]))]
+        print("  ".join(cells).rstrip())
+
+
+def progress_bar(title: str, items: Iterable[T] = (), total: int | None = None) -> Any:
+    """A progress bar of tqdm, on a terminal only: iterable like `items`, or to be moved on with update()."""
+    if not sys.stderr.isatty():
+        return _NoBar(items)
+    from tqdm import tqdm  # here, not above: it takes 30 ms
+
+    class Bar(tqdm):  # type: ignore[misc]  # it has no types
+        disable = True  # for the destructor, which also runs if an interrupt came before __init__ could set it
+
+    return Bar(items, desc=title, total=total)
+
+
+class _NoBar:
+    """Stands for a progress bar where none is shown."""
+
+    def __init__(self, items: Iterable[Any]) -> None:
+        self.items = items
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.items)
+
+    def __enter__(self) -> _NoBar:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        pass
+
+    def update(self, number: int) -> None:
+        pass
+
+
+def printable(text: str) -> str:
+    """Text of a file as a terminal can take it: a name with a line break or an escape code must not forge a line."""
+    return text if text.isprintable() else text.encode("unicode_escape").decode("ascii")
