@@ -94,7 +94,7 @@ def check_all(
     if not skip_paths:
         sizes.update(check_paths(annotations, base_path, sizes, issues))
     for path, size in sizes.items():
-        for check, detail in rules.extent_faults(entries[path], size) if path in entries else ():
+        for check, detail in rules.extent_errors(entries[path], size) if path in entries else ():
             issues.add(check, path, detail)
     check_spellings(entries, issues)
     check_sets(entries, issues)
@@ -111,7 +111,7 @@ def check_entries(annotations: Annotations, issues: Issues) -> Annotations:
         faults = list(rules.entry_faults(path, entry))
         if not faults:
             sound[path] = entry
-            faults = list(rules.entry_doubts(entry))
+            faults = list(rules.entry_warnings(entry))
         for check, detail in faults:
             issues.add(check, path, detail)
     return sound
@@ -144,7 +144,7 @@ def check_masks(entries: Annotations, sample: int | None, issues: Issues) -> dic
             issues.add("mask-size", item.path, f"{w} x {h} and {size[1]} x {size[0]}")
             sizes[item.path] = None
         if reading.box is None or reading.box != item.box:  # equal boxes need no further check, and most are equal
-            for check, detail in rules.mask_faults(reading, item.box, item.is_query):
+            for check, detail in rules.mask_errors(reading, item.box, item.is_query):
                 issues.add(check, item.path, detail)
     return {path: size for path, size in sizes.items() if size is not None}
 
@@ -222,7 +222,7 @@ def check_spellings(entries: Annotations, issues: Issues) -> None:
 
 def check_sets(entries: Annotations, issues: Issues) -> None:
     """Check that the queries of a set all have masks or none has, and so its gallery images; and the names of sets."""
-    for check, name, detail in rules.set_doubts(entries):
+    for check, name, detail in rules.set_warnings(entries):
         issues.add(check, label_of(name), detail)
 
 

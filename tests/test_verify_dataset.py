@@ -13,7 +13,6 @@ from conftest import needs_new_torch, run_here
 from PIL import Image
 
 import verify_dataset
-from soir.rules import FORM_CHECKS
 
 QUERY, OTHER_QUERY = "OWID/P1/3/rgb/000000.jpg", "OWID/P1/3/rgb/000001.jpg"
 GALLERY = "OWID/P2/images/000000.jpg"
@@ -377,7 +376,9 @@ def test_instances_are_matched_within_a_set_only(tiny):
 def test_every_check_can_be_made_to_find_something(tiny):
     _, report = verify(tiny, tiny.annotations())
     # test_forms.py has those of other forms, and of sets of any name.
-    elsewhere = {"path-twice", "mask-size", "mask-mixed", "set-case", *FORM_CHECKS} - set(DAMAGE)
+    forms = {"mask-list", "mask-row-major", "mask-inverted", "mask-polygons", "query-box-inclusive", "query-mask-empty"}
+    forms |= {f"form-{what}" for what in ("set", "role", "label", "box", "single", "num-ins")}
+    elsewhere = {"path-twice", "mask-size", "mask-mixed", "set-case", *forms} - set(DAMAGE)
     assert set(DAMAGE) | elsewhere == set(report["checks"])
 
 
