@@ -356,7 +356,7 @@ def test_paths_that_begin_above_are_checked_in_linear_time():
     seconds = []
     for count in (2_000, 20_000):
         entries = {f"../VoxDet/{number}.jpg": {} for number in range(count)}
-        issues = verify_dataset.Issues()
+        issues = verify_dataset.Report()
         start = time.process_time()
         verify_dataset.check_spellings({**entries, "../VoxDet//7.jpg": {}}, issues)
         seconds.append(time.process_time() - start)
