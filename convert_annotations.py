@@ -1,6 +1,6 @@
 """Convert an annotation file: from any form to the current one, to a part of it, to other paths, or to COCO.
 
-In   an annotation file (anns.pt) of any form that soir_forms.py knows, one's own or a stranger's: nothing in it is run
+In   an annotation file (anns.pt) of any form that soir/forms.py knows, one's own or a stranger's: nothing in it is run
 Out  with --output-file an annotation file in the current form, which verify_dataset.py passes; with --coco a COCO file
 
     python convert_annotations.py --ann-file old.pt --output-file anns.pt
@@ -23,6 +23,7 @@ import json
 import os
 import sys
 from collections import defaultdict
+from itertools import compress
 from typing import Any, Iterator, NamedTuple
 
 import pycocotools.mask as coco_mask
@@ -44,29 +45,6 @@ MAX_NAMES = 50_000_000
 # ------------------------------------------------------------------------------------------------------------- reading
 
 
-class Source(NamedTuple):
-    """An annotation file, in the current form."""
-
-    annotations: Annotations
-    upgraded: Findings  # what had to be changed
-    empty_queries: set[str]  # paths of the queries whose mask is empty
-
-
-def read_source(path: str, find_size: SizeFinder) -> Source:
-    """Load an annotation file of any form. Raises SoirError if there is nothing in it."""
-    upgraded, empty_queries = Findings(), set()
-
-    def note(check: str, name: Any, detail: str) -> None:
-        upgraded.notice(f"{check}: {rules.CHECKS[check][1]}", shorten(name))
-        if check == "query-mask-empty":
-            empty_queries.add(name)
-
-    annotations = load_any_form(path, find_size, note)
-    if not annotations:
-        raise SoirError(f"{path} holds no entries, so there is nothing to convert")
-    return Source(annotations, upgraded, empty_queries)
-
-
 def refuse_loss(path: str, before: Annotations, after: Annotations, findings: Findings) -> None:
     """Print the findings and raise SoirError if no query, no gallery image or no entry is left of those before."""
     lost = roles_of(before) - roles_of(after)
@@ -82,14 +60,17 @@ def roles_of(annotations: Annotations) -> set[bool]:
     return {value for value in values if type(value) is bool}
 
 
-def keep_sound(source: Source, findings: Findings) -> Annotations:
-    """The entries that break no rule; `keep_sound_masks` checks masks. Entries left out are added to the findings."""
+def keep_sound(annotations: Annotations, empty_queries: set[str], findings: Findings) -> Annotations:
+    """The entries that break no rule; `keep_sound_masks` checks masks. Entries left out are added to the findings.
+
+    empty_queries  paths of the queries whose mask is empty in the file
+    """
     sound = {}
-    for path, entry in source.annotations.items():
+    for path, entry in annotations.items():
         check = next((check for check, _ in rules.entry_faults(path, entry)), None)
         if check:
             findings.skip(f"entry with an error ({check}, see verify_dataset.py)", shorten(path))
-        elif path in source.empty_queries:
+        elif path in empty_queries:
             findings.skip("query with an empty mask", path)
         else:
             sound[path] = entry
@@ -102,39 +83,35 @@ def keep_sound_masks(annotations: Annotations, findings: Findings) -> Annotation
     readings = rle.examine_masks(mask for entry in annotations.values() for mask in masks_of(entry))
     for path, entry in progress_bar("masks", annotations.items()):
         own = [next(readings) for _ in masks_of(entry)]
-        reasons = [fault_of_mask(reading, box, entry) for reading, box in zip(own, boxes_of(entry))]
-        for reason in filter(None, reasons):
-            findings.skip(f"{'query' if entry['is_query'] else 'object'} {reason}", path)
+        errors = [error_of_mask(reading, box, entry["is_query"]) for reading, box in zip(own, boxes_of(entry))]
+        for error in filter(None, errors):
+            findings.skip(f"{'query' if entry['is_query'] else 'object'} {error}", path)
         sizes = {reading.size for reading in own if reading.size}
         if len(sizes) > 1:
             findings.skip("gallery image whose masks differ in size", path)
-        elif any(True for size in sizes for _ in rules.extent_errors(entry, size)):
+        elif sizes and any(rules.extent_errors(entry, sizes.pop())):
             findings.skip("entry with an error (box-outside, see verify_dataset.py)", path)
-        elif not any(reasons):
+        elif not any(errors):
             sound[path] = entry
-        elif not all(reasons):
-            sound[path] = without_objects(entry, {index for index, reason in enumerate(reasons) if reason})
+        elif not all(errors):
+            sound[path] = keep_objects(entry, [not error for error in errors])
     return sound
 
 
-def fault_of_mask(reading: MaskReading, box: EntryBox, entry: Entry) -> str:
+def error_of_mask(reading: MaskReading, box: EntryBox, is_query: bool) -> str:
     """Why the mask of an object cannot be kept; "" if it can."""
     if not reading.error and not reading.size:
         return "whose mask is polygons, of an image that is not there to say how large it is (--base-path?)"
-    for check, _ in rules.mask_errors(reading, box, entry["is_query"]):
+    for check, _ in rules.mask_errors(reading, box, is_query):
         if check != "gallery-box-loose":
             return f"whose mask has an error ({check}, see verify_dataset.py)"
     return ""
 
 
-def without_objects(entry: Entry, indices: set[int]) -> Entry:
-    """A gallery image without some of its objects."""
-    chosen = dict(entry)
-    for field in ("bbox", "mask", "ins", "num_ins"):
-        values = entry.get(field)
-        if values:
-            chosen[field] = [value for index, value in enumerate(values) if index not in indices]
-    return chosen
+def keep_objects(entry: Entry, are_kept: list[bool]) -> Entry:
+    """A gallery image with some of its objects only."""
+    lists = {field: entry[field] for field in ("bbox", "mask", "ins", "num_ins") if entry.get(field)}
+    return {**entry, **{field: list(compress(values, are_kept)) for field, values in lists.items()}}
 
 
 # ----------------------------------------------------------------------------------------------------------- filtering
@@ -153,7 +130,7 @@ def choose(annotations: Annotations, args: argparse.Namespace, findings: Finding
         if not chosen:
             raise SoirError(f"{args.ann_file} has no entry of the split {args.split} that is asked for")
     if args.instances is not None:
-        chosen = choose_instances(chosen, set(args.instances), findings)
+        chosen = keep_instances(chosen, set(args.instances), findings)
         if not chosen:
             raise SoirError(f"{args.ann_file} shows none of the instances that are asked for")
     if args.max_queries is not None:
@@ -161,22 +138,19 @@ def choose(annotations: Annotations, args: argparse.Namespace, findings: Finding
     return chosen
 
 
-def choose_instances(annotations: Annotations, wanted: set[int], findings: Findings) -> Annotations:
+def keep_instances(annotations: Annotations, wanted: set[int], findings: Findings) -> Annotations:
     """The queries and objects of some instances, as --max-categories of create_dataset.py leaves them."""
     chosen, seen = {}, set()
     for path, entry in annotations.items():
         shown = instances_of(entry)
-        seen.update(wanted.intersection(shown))
-        others = {index for index, instance in enumerate(shown) if instance not in wanted}
-        if not others:
-            if shown:
-                chosen[path] = entry
-        elif len(others) < len(shown):
-            left = [instance for instance in shown if instance in wanted]
-            if entry["is_query"]:
-                chosen[path] = {**entry, "ins": left if len(left) > 1 else left[0]}
-            else:
-                chosen[path] = without_objects(entry, others)
+        left = [instance for instance in shown if instance in wanted]
+        seen.update(left)
+        if left == shown and shown:
+            chosen[path] = entry
+        elif left and entry["is_query"]:
+            chosen[path] = {**entry, "ins": left if len(left) > 1 else left[0]}
+        elif left:
+            chosen[path] = keep_objects(entry, [instance in wanted for instance in shown])
     for instance in sorted(wanted - seen):
         findings.notice("instance that is asked for, and nowhere shown", str(instance))
     return chosen
@@ -247,22 +221,21 @@ def write_coco(path: str, annotations: Annotations, find_size: SizeFinder, findi
     names = {category_of(*key): key for key in shown}
     categories = {name: number for number, name in enumerate(sorted(names, key=natural_key), start=1)}
     records = coco_records(annotations, categories, find_size, findings)
-    images, objects = 0, 0
+    images = 0
+    objects: list[str] = []
     with whole_file(path) as file:
         head = {"info": {"description": "converted by convert_annotations.py of the VoxDet-SoIR tools"}, "licenses": []}
         kinds = [{"id": n, "name": name, "supercategory": names[name][0]} for name, n in categories.items()]
         file.write(f'{json.dumps(head)[:-1]}, "categories": {json.dumps(kinds)},\n"images": ['.encode())
-        later = []  # the annotations
         for image, own in records:
-            file.write(b"," * bool(images) + b"\n" + json.dumps(image).encode())
+            file.write(f"{',' if images else ''}\n{json.dumps(image)}".encode())
             images += 1
-            later += [json.dumps(record) for record in own]
+            objects += map(json.dumps, own)
         file.write(b'\n],\n"annotations": [')
-        for text in later:
-            file.write(b"," * bool(objects) + b"\n" + text.encode())
-            objects += 1
+        for number, text in enumerate(objects):
+            file.write(f"{',' if number else ''}\n{text}".encode())
         file.write(b"\n]}\n")
-    return images, objects
+    return images, len(objects)
 
 
 def coco_records(
@@ -280,31 +253,29 @@ def coco_records(
         height, width = size
         image = {"id": image_number, "file_name": path, "width": width, "height": height, **extra}
         own = []
-        for instance, box, mask in objects_of(entry):
+        for instance, box, mask in shown_objects(entry):
             number += 1
             x1, y1, x2, y2 = geometry.in_pixels(box, size)
             area = int(coco_mask.area(mask)) if mask else geometry.area((x1, y1, x2, y2))
-            own.append(
-                {
-                    "id": number,
-                    "image_id": image_number,
-                    "category_id": categories[category_of(entry["set"], instance)],
-                    "bbox": [x1, y1, x2 - x1, y2 - y1],
-                    "area": area,
-                    "segmentation": mask or [],
-                    "iscrowd": 0,
-                    **extra,
-                }
-            )
+            record = {
+                "id": number,
+                "image_id": image_number,
+                "category_id": categories[category_of(entry["set"], instance)],
+                "bbox": [x1, y1, x2 - x1, y2 - y1],
+                "area": area,
+                "segmentation": mask or [],
+                "iscrowd": 0,
+            }
+            own.append({**record, **extra})
         yield image, own
 
 
-def objects_of(entry: Entry) -> Iterator[tuple[int, EntryBox, Rle | None]]:
+def shown_objects(entry: Entry) -> Iterator[tuple[int, EntryBox, Rle | None]]:
     """Yield (instance, box, mask) of every object; a query of several instances shows all of them in its one box."""
     instances, boxes, masks = instances_of(entry), boxes_of(entry), masks_of(entry)
-    for index, instance in enumerate(instances):
-        at = 0 if entry["is_query"] else index
-        yield instance, boxes[at], masks[at] if masks else None
+    if entry["is_query"]:
+        boxes, masks = boxes * len(instances), masks * len(instances)
+    yield from zip(instances, boxes, masks or [None] * len(instances))
 
 
 def category_of(set_name: str, instance: int) -> str:
@@ -358,12 +329,22 @@ def main() -> int:
     findings = Findings()
 
     def find_here_or_there(path: str) -> Size | None:  # under its old path, or under that of --replace-prefix
-        return find_size(path) or find_size(prefix and prefix.moved(path) or path)
+        moved = prefix.moved(path) if prefix else None
+        return find_size(path) or (find_size(moved) if moved else None)
 
-    source = read_source(args.ann_file, find_here_or_there)
-    check_no_image([args.output_file, args.coco], source.annotations, base_path)
-    sound = keep_sound(source, findings)
-    refuse_loss(args.ann_file, source.annotations, sound, findings)
+    upgraded, empty_queries = Findings(), set()
+
+    def note(check: str, path: Any, detail: str) -> None:
+        upgraded.notice(f"{check}: {rules.CHECKS[check][1]}", shorten(path))
+        if check == "query-mask-empty":
+            empty_queries.add(path)
+
+    entries = load_any_form(args.ann_file, find_here_or_there, note)
+    if not entries:
+        raise SoirError(f"{args.ann_file} holds no entries, so there is nothing to convert")
+    check_no_image([args.output_file, args.coco], entries, base_path)
+    sound = keep_sound(entries, empty_queries, findings)
+    refuse_loss(args.ann_file, entries, sound, findings)
     chosen = choose(sound, args, findings)
     annotations = keep_sound_masks(chosen, findings)
     refuse_loss(args.ann_file, chosen, annotations, findings)
@@ -378,7 +359,7 @@ def main() -> int:
         images, objects = write_coco(args.coco, annotations, find_size, findings)
         written.append(f"{args.coco}: {images:,} images, {objects:,} annotations")
     print_summary(annotations)
-    print_findings(source.upgraded, noticed="upgraded")
+    print_findings(upgraded, noticed="upgraded")
     print_findings(findings)
     print()
     for line in written:
