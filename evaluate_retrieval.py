@@ -32,7 +32,7 @@ import math
 import os
 import re
 import sys
-from typing import Any, Callable, Iterator, NamedTuple, Sequence, Tuple
+from typing import Any, Callable, Iterable, Iterator, NamedTuple, Sequence, Tuple
 
 import numpy as np
 from PIL import Image
@@ -49,30 +49,18 @@ from soir.console import (
     positive,
 )
 from soir.drawing import page_names, write_pages
-from soir.entry import SPLITS, Annotations, difficulty, instances_of, is_meant, set_of
+from soir.entry import SPLITS, instances_of
 from soir.features import read_features
 from soir.files import SoirError, check_no_image, check_outputs, whole_file, write_whole
-from soir.findings import Findings, print_findings, print_table, shorten
-from soir.forms import SizeFinder, load_sound, size_finder, size_of_image
-from soir.metrics import Difference, compare_means, mean_interval, score_hits
+from soir.findings import Findings, print_findings, print_table
+from soir.forms import load_sound, size_finder
+from soir.metrics import Difference, compare_means
 from soir.previews import draw_rankings
-from soir.protocol import (
-    RANKS,
-    Hits,
-    Ranking,
-    Task,
-    find_in_rankings,
-    gather_hits,
-    make_task,
-    name_of_instances,
-    object_shares,
-    objects_of,
-)
+from soir.protocol import RANKS, Hits, Ranking, Task, find_in_rankings, make_task
 from soir.runs import read_run, trec_qrels, trec_run
+from soir.scoring import choose_entries, describe_queries, find_scored, score_queries, summarize
 from soir.similarity import find_by_features, rank_by_features
-from soir.statistics import SIZE_CLASSES
 
-SIZES = (*SIZE_CLASSES[:3], ("above 2 %", math.inf))  # the instances are few: one class above 2 %
 TABLES = (".tex", ".md", ".csv")
 
 # Numbers of queries -> their (number, ranking).
@@ -97,48 +85,7 @@ class Scores(NamedTuple):
     findings: Findings
 
 
-# --------------------------------------------------------------------------------------------------------------- input
-
-
-def load_chosen(
-    path: str, set_name: str | None, split: str | None, find_size: SizeFinder
-) -> tuple[Annotations, set[str]]:
-    """Load an annotation file. Returns (the entries of a set and a split, the paths of all other entries).
-
-    set_name   in upper or lower case; None for all sets
-    split      one of SPLITS; None for all
-    find_size  image path -> (height, width), or None
-    Raises SoirError if an entry breaks a rule, or there are no queries or no gallery images.
-    """
-    annotations = load_sound(path, find_size)
-    chosen = {
-        name: entry
-        for name, entry in annotations.items()
-        if is_meant(set_of(entry), set_name) and split in (None, entry.get("split"))
-    }
-    for what, is_query in (("queries", True), ("gallery images", False)):
-        if not any(entry["is_query"] is is_query for entry in chosen.values()):
-            names = sorted({set_of(entry) or "(none)" for entry in annotations.values()})
-            sets = ", ".join(map(shorten, names[:12])) or "none"
-            splits = ", ".join(sorted({entry.get("split") or "none" for entry in annotations.values()})) or "none"
-            wanted = "any set" if set_name is None else f"the set {set_name or '(none)'}"
-            wanted += f" and the split {split}" if split else ""
-            raise SoirError(f"{path} has no {what} of {wanted}; its sets: {sets}; its splits: {splits}")
-    return chosen, annotations.keys() - chosen.keys()
-
-
-def find_scored(task: Task, findings: Findings) -> np.ndarray:
-    """int64 [scored]: numbers of the queries that have relevant images. Raises SoirError if there are none."""
-    for path, relevant in zip(task.queries, task.relevant):
-        if not len(relevant):
-            findings.notice("query without relevant gallery images, left out", path)
-    scored = np.flatnonzero([len(relevant) > 0 for relevant in task.relevant])
-    if not len(scored):
-        raise SoirError("no query has relevant gallery images, so there is nothing to score")
-    return scored
-
-
-def read_hits(run: Run, task: Task, findings: Findings) -> tuple[Hits, Rank]:
+def find_hits(run: Run, task: Task, findings: Findings) -> tuple[Iterable[Hits], Rank]:
     """Where a run ranks the relevant images, and a function that yields its whole rankings.
 
     Faults of the run are added to the findings. Raises SoirError if the file cannot be read, or has nothing for any of
@@ -146,97 +93,9 @@ def read_hits(run: Run, task: Task, findings: Findings) -> tuple[Hits, Rank]:
     """
     if run.kind == "rankings":
         rankings = read_run(run.file, task, findings)
-        return gather_hits(task, find_in_rankings(task, rankings)), lambda numbers: ((n, rankings[n]) for n in numbers)
+        return find_in_rankings(task, rankings), lambda numbers: ((n, rankings[n]) for n in numbers)
     features = read_features(run.file, task.annotations, findings)
-    hits = gather_hits(task, find_by_features(features, task))
-    return hits, lambda numbers: rank_by_features(features, task, list(numbers))
-
-
-# --------------------------------------------------------------------------------------------------------------- groups
-
-
-def describe_queries(task: Task, scored: np.ndarray) -> dict[str, list[Any]]:
-    """Columns with one item per scored query; object_size is in % of the image, None if it is unknown."""
-    entries = [task.annotations[task.queries[number]] for number in scored]
-    sizes = [size_of_image(path, task.annotations[path], task.find_size) for path in task.gallery]
-    shares = object_shares(task.objects, sizes)
-    _, firsts, of_query = np.unique(task.instances[scored], return_index=True, return_inverse=True)
-    of_instance = [objects_of(task.objects, entries[first]) for first in firsts]
-    difficulties = [difficulty(len(objects)) for objects in of_instance]
-    object_sizes = [mean_or_none(shares[objects]) for objects in of_instance]
-    names = [name_of_instances(entries[first]) for first in firsts]
-    return {
-        "path": [task.queries[number] for number in scored],
-        "set": list(map(set_of, entries)),
-        "split": [entry.get("split") for entry in entries],
-        "instance": [names[number] for number in of_query],
-        "relevant": [len(task.relevant[number]) for number in scored],
-        "difficulty": [difficulties[number] for number in of_query],
-        "object_size": [object_sizes[number] for number in of_query],
-    }
-
-
-def size_class(share: float | None) -> str:
-    return "unknown" if share is None else next(name for name, limit in SIZES if share < limit)
-
-
-def mean_or_none(values: np.ndarray) -> float | None:
-    """The mean of what is known; None if nothing is."""
-    known = values[~np.isnan(values)]
-    return float(known.mean()) if len(known) else None
-
-
-# --------------------------------------------------------------------------------------------------------------- scores
-
-
-def score_queries(hits: Hits, task: Task, scored: np.ndarray) -> dict[str, np.ndarray]:
-    """The metrics of the scored queries."""
-    counts = np.array([max(1, len(images)) for images in task.relevant])  # 1, not 0, of those that are not scored
-    return {name: values[scored] for name, values in score_hits(hits, counts).items()}
-
-
-def summarize(
-    metrics: dict[str, np.ndarray], queries: dict[str, list[Any]], instances: np.ndarray
-) -> dict[str, dict[str, Any]]:
-    """Means over all queries and over each group: group -> {"queries", "mAP", "mAP_interval", ...}."""
-    groups = {"all": np.ones(len(instances), dtype=bool)}
-    queries = {**queries, "size": list(map(size_class, queries["object_size"]))}
-    for field, values in (
-        ("set", list(dict.fromkeys(queries["set"]))),
-        ("split", SPLITS),
-        ("difficulty", ["easy", "medium", "hard"]),
-        ("size", [name for name, _ in SIZES] + ["unknown"]),
-    ):
-        for value in values:
-            groups[f"{field}: {value or '(none)'}"] = np.array([other == value for other in queries[field]])
-    return {
-        name: summarize_group({column: values[members] for column, values in metrics.items()}, instances[members])
-        for name, members in groups.items()
-        if members.any()
-    }
-
-
-def summarize_group(metrics: dict[str, np.ndarray], instances: np.ndarray) -> dict[str, Any]:
-    """Means over the queries of a group.
-
-    metrics    name -> float64 [queries], as of `score_queries`; names AP@K become mAP@K
-    instances  int64 [queries]: the same number for the queries of one instance
-    """
-    median = float(np.median(metrics["first_rank"]))
-    result = {
-        "queries": len(instances),
-        "mAP": float(metrics["AP"].mean()),
-        "mAP_interval": mean_interval(metrics["AP"], instances),  # None: too few instances
-        "MRR": float(metrics["RR"].mean()),
-        "median_first_rank": median if math.isfinite(median) else None,  # None: half of the queries found nothing
-    }
-    for name in [f"{name}@{k}" for name in ("AP", "hit", "recall", "precision", "nDCG") for k in RANKS]:
-        result["m" * name.startswith("AP") + name] = float(metrics[name].mean())
-    if "IoU" in metrics and not np.isnan(metrics["IoU"]).all():
-        result["queries_with_boxes"] = int(np.count_nonzero(~np.isnan(metrics["IoU"])))
-        for name in ["IoU", *(f"IoU>=0.5@{k}" for k in RANKS)]:
-            result[name] = float(np.nanmean(metrics[name]))
-    return result
+    return find_by_features(features, task), lambda numbers: rank_by_features(features, task, list(numbers))
 
 
 # -------------------------------------------------------------------------------------------------------------- output
@@ -355,27 +214,20 @@ def make_report(
 
 def make_csv(queries: dict[str, list[Any]], results: list[Scores]) -> bytes:
     """The scores, one line per query; of several runs one after the other, with the name of the run first."""
-    known = ["path", "set", "split", "instance", "relevant"]
     names = max((list(scores.metrics) for scores in results), key=len)  # only runs with boxes have IoUs
-    columns = [*["run"] * (len(results) > 1), *known, *names, "difficulty", "size", "object_size"]
+    columns = ["path", "set", "split", "instance", "relevant", *names, "difficulty", "size", "object_size"]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
-    unknown = np.full(len(queries["path"]), np.nan)
+    writer.writerow(["run"] * (len(results) > 1) + columns)
+    unknown = [math.nan] * len(queries["path"])
     for scores in results:
-        values = [as_cells(scores.metrics.get(name, unknown)) for name in names]
-        first = names.index("first_rank")
-        values[first] = [None if rank is None else int(rank) for rank in values[first]]
-        shares = queries["object_size"]
-        cells = [queries[name] for name in known] + values + [queries["difficulty"], map(size_class, shares), shares]
-        prefix = [scores.run.name] * (len(results) > 1)
-        writer.writerows([*prefix, *row] for row in zip(*cells))
+        metrics = {name: values.tolist() for name, values in scores.metrics.items()}
+        metrics["first_rank"] = [rank if math.isinf(rank) else int(rank) for rank in metrics["first_rank"]]
+        values = {**dict.fromkeys(names, unknown), **metrics, **queries}
+        for row in zip(*(values[name] for name in columns)):
+            cells = ["" if isinstance(cell, float) and not math.isfinite(cell) else cell for cell in row]
+            writer.writerow([scores.run.name] * (len(results) > 1) + cells)
     return text.getvalue().encode("utf-8", "backslashreplace")
-
-
-def as_cells(values: np.ndarray) -> list[Any]:
-    """Numbers for a table, None where there is none."""
-    return [value if math.isfinite(value) else None for value in values.tolist()]
 
 
 def choose_queries(args: argparse.Namespace, task: Task, scored: np.ndarray, scores: np.ndarray) -> dict[int, float]:
@@ -466,7 +318,8 @@ def main() -> int:
     check_outputs(outputs, inputs)
     base_path = absolute_base(args.base_path)
     find_size = size_finder(base_path)
-    task = make_task(*load_chosen(args.ann_file, args.set, args.split, find_size), find_size)
+    annotations = load_sound(args.ann_file, find_size)
+    task = make_task(*choose_entries(annotations, args.ann_file, args.set, args.split), find_size)
     check_no_image(outputs, [*task.annotations, *task.others], base_path)
     notes = Findings()
     scored = find_scored(task, notes)
@@ -476,12 +329,15 @@ def main() -> int:
     results: list[Scores] = []
     for run in name_runs(args.runs, args.names):
         findings = Findings()
-        hits, rank = read_hits(run, task, findings)
+        hits, rank = find_hits(run, task, findings)
         metrics = score_queries(hits, task, scored)
         difference = compare_means(results[0].metrics["AP"], metrics["AP"], instances) if results else None
         results.append(Scores(run, metrics, summarize(metrics, queries, instances), difference, findings))
         if len(args.runs) > 1:
-            del rank  # with the features, before those of the next run are read; only a single run is drawn or written
+            del (
+                hits,
+                rank,
+            )  # and the features, before those of the next run are read: only a single run is drawn
 
     pages: list[Image.Image] = []
     if args.preview:

@@ -34,8 +34,9 @@ import make_sample  # noqa: E402
 
 import create_dataset  # noqa: E402
 import verify_dataset  # noqa: E402
-from soir.entry import Annotations, load_annotations, save_annotations  # noqa: E402
+from soir.entry import Annotations, save_annotations  # noqa: E402
 from soir.findings import Findings  # noqa: E402
+from soir.forms import load_annotations  # noqa: E402
 from soir.instre import read_part  # noqa: E402
 from soir.workers import map_ordered  # noqa: E402
 
@@ -82,7 +83,7 @@ from soir_common import load_annotations
 from soir.findings import Findings
 from soir.similarity import find_by_features
 from soir.features import read_features
-from soir.protocol import gather_hits, make_task
+from soir.protocol import make_task
 task = make_task(load_annotations({!r}))
 features = read_features({!r}, task.annotations, Findings())
 gc.disable()  # as the scripts have it

@@ -1,18 +1,18 @@
 """What the scripts are made of. A module stands on those of the floors below it.
 
-    startup                               what a script imports first: Ctrl-C and a missing requirement end in one line
-    console                               options, exit status
+startup                               what a script imports first: Ctrl-C and a missing requirement end in one line
+console                               options, exit status
 
-    previews, drawing                     pictures of entries and of rankings; tiles and pages
-    similarity, features, runs            ranking by cosine; files of features; files of rankings
-    scoring, metrics, protocol            a run scored whole; AP and the like; which images are relevant to a query
-    statistics, detections, published     figures of a file; what a detector found; figures of the paper
-    coco, instre                          COCO files; INSTRE as it lies on the disk
-    forms, rules                          entries of other people; every check of verify_dataset.py
+previews, drawing                     pictures of entries and of rankings; tiles and pages
+similarity, features, runs            ranking by cosine; files of features; files of rankings
+scoring, metrics, protocol            a run scored whole; AP and the like; which images are relevant to a query
+statistics, detections, published     figures of a file; what a detector found; figures of the paper
+coco, instre                          COCO files; INSTRE as it lies on the disk
+forms, rules                          entries of other people; every check of verify_dataset.py
 
-    mask_images, images, rle              which pixels are the object; image files; COCO RLE
-    entry, geometry                       what an entry is; boxes
+mask_images, images, rle              which pixels are the object; image files; COCO RLE
+entry, geometry                       what an entry is; boxes
 
-    torch_files, arrays                   files of torch; arrays of strangers
-    workers, findings, files, paths       map over processes; what was skipped; reading and writing; names of files
+torch_files, arrays                   files of torch; arrays of strangers
+workers, findings, files, paths       map over processes; what was skipped; reading and writing; names of files
 """

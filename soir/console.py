@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from typing import Any, Callable, Iterator, NoReturn
 
 from soir.files import SoirError, no_garbage_collection
-from soir.findings import printable
+from soir.findings import printable, show_progress
 
 VERSION = "1.0.0"
 
@@ -39,7 +39,7 @@ def exit_status() -> Iterator[None]:
         getattr(sys, name).reconfigure(errors="backslashreplace")
     try:
         try:
-            with warnings.catch_warnings(), no_garbage_collection():
+            with warnings.catch_warnings(), no_garbage_collection(), show_progress():
                 warnings.simplefilter("ignore")  # of Pillow and NumPy, on what is odd in a file
                 yield
         finally:

@@ -1,4 +1,10 @@
-"""TODO features."""
+"""Features: one vector per image or several, read from a file or taken from memory.
+
+The file is .pt (as torch.save wrote it) or .npz, and holds one of
+
+    path -> vector [dimension], or matrix [objects, dimension], or {"vectors": matrix, "boxes": [objects, 4] or None}
+    `paths` (a path once per vector), `features` [vectors, dimension] and perhaps `boxes` [vectors, 4]
+"""
 
 from __future__ import annotations
 
@@ -16,6 +22,8 @@ from soir.findings import Findings, shorten
 from soir.runs import as_boxes, report_shares
 from soir.torch_files import load_values
 
+ODD_BOX = "feature with a box that is not (x1, y1, x2, y2), ignored"
+
 # How many numbers (vectors x dimension) are processed at a time: 2 MB as float32, which a processor's cache holds.
 CHUNK = 500_000
 
@@ -25,7 +33,7 @@ class Features(NamedTuple):
 
     vectors: np.ndarray  # any real type [V, dimension]
     norms: np.ndarray  # float64 [V]: Euclidean length of each; 0 for one that cannot be used
-    rows: dict[str, list[int]]  # path -> its vectors; of what `read_features` returns, those that can be used
+    rows: dict[str, list[int]]  # path -> its vectors; of what `as_features` returns, those that can be used
     boxes: np.ndarray | None  # float64 [V, 4], NaN where there is none; None if no image has boxes
 
 
@@ -34,6 +42,7 @@ class ImageVectors(NamedTuple):
 
     vectors: np.ndarray  # any real type [objects, dimension]
     boxes: np.ndarray | None  # float64 [objects, 4]
+    has_odd_box: bool  # one that is not (x1, y1, x2, y2)
 
 
 # ------------------------------------------------------------------------------------------------------------- reading
@@ -45,39 +54,42 @@ def read_features(path: str, annotations: Annotations, findings: Findings) -> Fe
     Raises SoirError if the file cannot be read, is in none of the forms, or has a feature for none of the images.
     """
     content = load_npz(path) if path.lower().endswith(".npz") else load_values(path, arrays=True)
+    return as_features(content, path, annotations, unpacked_limit(os.path.getsize(path)), findings)
+
+
+def as_features(content: Any, place: str, annotations: Annotations, limit: int, findings: Findings) -> Features:
+    """Features in any form, as a file or a caller has them; see `read_features`.
+
+    place  what messages call them: the path of their file
+    limit  bytes that their arrays may take
+    """
     try:
         if not isinstance(content, dict) or not content:
             raise ValueError("expected a dict, path -> vector, or paths and features")
-        limit = unpacked_limit(os.path.getsize(path))
         if {"paths", "features"} <= set(content):
-            features = read_index(path, content, annotations, limit)
+            features = read_index(place, content, annotations, limit, findings)
         else:
-            features = read_images(path, content, annotations, limit, findings)
-    except (OSError, ValueError) as error:
-        raise SoirError(f"{path} holds no features: {error}") from error
-    features = without_odd_boxes(features, findings)
+            features = read_images(place, content, annotations, limit, findings)
+    except ValueError as error:
+        raise SoirError(f"{place} holds no features: {error}") from error
     if features.boxes is not None:
         of_gallery = [rows for name, rows in features.rows.items() if not annotations[name]["is_query"]]
         boxes = features.boxes[np.array(list(chain.from_iterable(of_gallery)), dtype=np.int64)]
-        report_shares(path, [boxes], findings)
+        report_shares(place, [boxes], findings)
         if np.isnan(boxes).all():  # there are boxes of queries only, which nothing is compared with
             features = features._replace(boxes=None)
     return without_unusable(features, annotations, findings)
 
 
-def read_index(path: str, content: dict[str, Any], annotations: Annotations, limit: int) -> Features:
+def read_index(
+    place: str, content: dict[str, Any], annotations: Annotations, limit: int, findings: Findings
+) -> Features:
     """The features of `paths`, `features`, and perhaps `boxes`. Raises ValueError if they do not go together, and
     SoirError if they are of none of the images."""
     paths = as_texts(content["paths"], limit)
     vectors = as_matrix(content["features"], 2, limit)
     if paths is None or vectors is None or len(paths) != len(vectors):
         raise ValueError("expected a list of paths, and a vector for each: a matrix [vectors, dimension]")
-    boxes = content.get("boxes")
-    if boxes is not None:
-        boxes = as_matrix(boxes, 2, limit)
-        if boxes is None or boxes.shape != (len(paths), 4):
-            raise ValueError("expected a box (x1, y1, x2, y2) for each vector in `boxes`")
-        boxes = as_boxes(boxes)
     if vectors.shape[1] == 1:
         raise ValueError("its vectors have one number each: expected a matrix [vectors, dimension]")
     rows: dict[str, list[int]] = {}
@@ -85,12 +97,21 @@ def read_index(path: str, content: dict[str, Any], annotations: Annotations, lim
         if name in annotations:
             rows.setdefault(name, []).append(row)
     if not rows:
-        raise _of_no_image(path, paths[:1], annotations)
+        raise _of_no_image(place, paths[:1], annotations)
+    boxes = content.get("boxes")
+    if boxes is not None:
+        boxes = as_matrix(boxes, 2, limit)
+        if boxes is None or boxes.shape != (len(paths), 4):
+            raise ValueError("expected a box (x1, y1, x2, y2) for each vector in `boxes`")
+        boxes, is_odd = as_boxes(boxes)
+        for name, own in rows.items():
+            if is_odd[own].any():
+                findings.skip(ODD_BOX, name)
     return Features(vectors, norms_of(vectors), rows, boxes)
 
 
 def read_images(
-    path: str, content: dict[Any, Any], annotations: Annotations, limit: int, findings: Findings
+    place: str, content: dict[Any, Any], annotations: Annotations, limit: int, findings: Findings
 ) -> Features:
     """The features of path -> vector, matrix or dict. Raises SoirError, or ValueError."""
     images: dict[str, ImageVectors | None] = {}  # None: what there is cannot be used, and has been listed
@@ -100,13 +121,15 @@ def read_images(
         limit -= 8 * objects.vectors.size if objects else 0
         if objects is None:
             findings.skip("feature that is no vector of numbers", shorten(name))
+        elif objects.has_odd_box and name in annotations:
+            findings.skip(ODD_BOX, name)
         if name in annotations:
             images[name] = objects
     dimensions = Counter(objects.vectors.shape[1] for objects in images.values() if objects and len(objects.vectors))
     if not dimensions and images:
         raise ValueError("expected for each image a vector of numbers, a matrix of them, or `vectors` and `boxes`")
     if not dimensions:
-        raise _of_no_image(path, [example], annotations)
+        raise _of_no_image(place, [example], annotations)
     dimension = dimensions.most_common(1)[0][0]
     if dimension == 1:
         raise ValueError("its vectors have one number each: expected a vector, or a matrix [objects, dimension]")
@@ -145,7 +168,7 @@ def as_objects(name: Any, value: Any, limit: int) -> ImageVectors | None:
 
     Raises ValueError if it takes more than `limit` bytes, or is an array of three dimensions.
     """
-    boxes = None
+    boxes, is_odd = None, np.zeros(0, dtype=bool)
     if isinstance(value, dict):
         boxes, value = value.get("boxes"), value.get("vectors")
     if isinstance(value, np.ndarray):
@@ -164,8 +187,8 @@ def as_objects(name: Any, value: Any, limit: int) -> ImageVectors | None:
         boxes = as_matrix(boxes, 2, limit) if len(matrix) else np.zeros((0, 4))
         if boxes is None or boxes.shape != (len(matrix), 4):
             return None
-        boxes = as_boxes(boxes)
-    return ImageVectors(matrix, boxes)
+        boxes, is_odd = as_boxes(boxes)
+    return ImageVectors(matrix, boxes, bool(is_odd.any()))
 
 
 def norms_of(vectors: np.ndarray) -> np.ndarray:
@@ -182,19 +205,6 @@ def norms_of(vectors: np.ndarray) -> np.ndarray:
 def as_float32(vectors: np.ndarray) -> np.ndarray:
     with np.errstate(over="ignore", invalid="ignore"):  # what is beyond float32 becomes infinite, which is reported
         return vectors.astype(np.float32, copy=False)
-
-
-def without_odd_boxes(features: Features, findings: Findings) -> Features:
-    """The features without boxes that are none, which are listed by image."""
-    if features.boxes is None:
-        return features
-    is_odd = np.isinf(features.boxes[:, 0])
-    if is_odd.any():
-        for name, rows in features.rows.items():
-            if is_odd[rows].any():
-                findings.skip("feature with a box that is not (x1, y1, x2, y2), ignored", name)
-        features.boxes[is_odd] = np.nan
-    return features
 
 
 def without_unusable(features: Features, annotations: Annotations, findings: Findings) -> Features:
@@ -225,7 +235,7 @@ def _kind_of(name: str, annotations: Annotations) -> tuple[str, str]:
     return "gallery image", "counted as not retrieved"
 
 
-def _of_no_image(path: str, found: list[Any], annotations: Annotations) -> SoirError:
+def _of_no_image(place: str, found: list[Any], annotations: Annotations) -> SoirError:
     what = f"paths like {shorten(found[0])}" if found else "nothing that is a vector of numbers"
     expected = next(iter(annotations))
-    return SoirError(f"{path} has a feature for none of the images: expected paths like {expected}, found {what}")
+    return SoirError(f"{place} has a feature for none of the images: expected paths like {expected}, found {what}")

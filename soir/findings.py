@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 from collections import defaultdict
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, Iterable, Iterator, TypeVar
 
 
@@ -66,35 +67,24 @@ def print_table(rows: list[list[str]]) -> None:
         print("  ".join(cells).rstrip())
 
 
-def progress_bar(title: str, items: Iterable[T] = (), total: int | None = None) -> Any:
-    """A progress bar of tqdm, on a terminal only: iterable like `items`, or to be moved on with update()."""
-    if not sys.stderr.isatty():
-        return _NoBar(items)
-    from tqdm import tqdm  # here, not above: it takes 30 ms
-
-    class Bar(tqdm):  # type: ignore[misc]  # it has no types
-        disable = True  # for the destructor, which also runs if an interrupt came before __init__ could set it
-
-    return Bar(items, desc=title, total=total)
+_is_shown: ContextVar[bool] = ContextVar("progress bars are shown", default=False)
 
 
-class _NoBar:
-    """Stands for a progress bar where none is shown."""
+@contextmanager
+def show_progress(is_wanted: bool = True) -> Iterator[None]:
+    """Show progress bars in the block if standard error is a terminal. Scripts do; functions alone are silent."""
+    token = _is_shown.set(is_wanted)
+    try:
+        yield
+    finally:
+        _is_shown.reset(token)
 
-    def __init__(self, items: Iterable[Any]) -> None:
-        self.items = items
 
-    def __iter__(self) -> Iterator[Any]:
-        return iter(self.items)
+def progress_bar(title: str, items: Iterable[T] | None = None, total: int | None = None) -> Any:
+    """A progress bar of tqdm: iterable like `items`, or to be moved on with update()."""
+    from tqdm import tqdm  # here, not above: --help has no need of it, and it takes 30 ms
 
-    def __enter__(self) -> _NoBar:
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        pass
-
-    def update(self, number: int) -> None:
-        pass
+    return tqdm(items, desc=title, total=total, disable=None if _is_shown.get() else True)
 
 
 def printable(text: str) -> str:

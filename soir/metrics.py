@@ -15,7 +15,7 @@ Let r_1 < r_2 < ... be the ranks, from 1, of the relevant images that were retri
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Iterable, NamedTuple
 
 import numpy as np
 
@@ -41,15 +41,18 @@ class Difference(NamedTuple):
     p_value: float | None
 
 
-def score_hits(hits: Hits, relevant: np.ndarray) -> dict[str, np.ndarray]:
+def score_hits(hits: Iterable[Hits], relevant: np.ndarray) -> dict[str, np.ndarray]:
     """The metrics of all queries: name -> float64 [queries]. There are IoUs only if the run has boxes; they are NaN for
     a query with hits and no boxes, and 0 for one without hits.
 
     The rank of the first hit is among them; it is infinite where none was retrieved.
+    hits      of queries in any order, at most once each; a query that is missing has none
     relevant  int64 [queries]: how many relevant images each has; at least 1
     """
-    queries, ranks = hits.queries, hits.ranks
     count = len(relevant)
+    parts = sorted(hits, key=lambda part: part.number)
+    queries = np.repeat([part.number for part in parts], [len(part.ranks) for part in parts]).astype(np.int64)
+    ranks = np.concatenate([np.zeros(0, np.int64), *(part.ranks for part in parts)])
     firsts = np.searchsorted(queries, np.arange(count))  # where the hits of each query begin
     found = np.bincount(queries, minlength=count)
     precisions = (np.arange(len(ranks)) - firsts[queries] + 1) / ranks
@@ -70,13 +73,15 @@ def score_hits(hits: Hits, relevant: np.ndarray) -> dict[str, np.ndarray]:
         scores[f"precision@{k}"] = number / k
         ideal = np.cumsum(1 / np.log2(np.arange(2, k + 2)))
         scores[f"nDCG@{k}"] = np.bincount(inside, gains[early], count) / ideal[best - 1]
-    if hits.boxed.any():
-        ious = first_of_each(hits.ious, firsts, found)
-        known = hits.boxed | (found == 0)
-        scores["IoU"] = np.where(known, np.where(found > 0, ious, 0), np.nan)
+    if any(part.ious is not None for part in parts):
+        ious = np.concatenate([np.full(len(part.ranks), np.nan) if part.ious is None else part.ious for part in parts])
+        has_iou = found == 0
+        has_iou[[part.number for part in parts if part.ious is not None]] = True
+        first_ious = np.where(found > 0, first_of_each(ious, firsts, found), 0)
+        scores["IoU"] = np.where(has_iou, first_ious, np.nan)
         for k in RANKS:
-            good = queries[(ranks <= k) & (hits.ious >= 0.5)]
-            scores[f"IoU>=0.5@{k}"] = np.where(known, np.bincount(good, minlength=count) > 0, np.nan)
+            good = queries[(ranks <= k) & (ious >= 0.5)]
+            scores[f"IoU>=0.5@{k}"] = np.where(has_iou, np.bincount(good, minlength=count) > 0, np.nan)
     return scores
 
 

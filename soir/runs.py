@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 import os
+from contextlib import suppress
 from itertools import chain, repeat
 from typing import Any, Callable, Iterable, Iterator, NamedTuple, Sequence
 from urllib.parse import quote, unquote
@@ -45,6 +46,7 @@ ODD_PATH = "query that ranks a path that is no gallery image here, counted as wr
 ODD_SCORE = "query with a score that is no finite number, its image counted as not retrieved"
 ODD_BOX = "query with a box that is not (x1, y1, x2, y2), ignored"
 RISING = "run whose scores are 1, 2, 3, ...: if they are ranks, it is read upside down, for the highest score is best"
+IN_SHARES = "run whose boxes lie within 0..1: if they are shares of the image, its IoU means nothing"
 ODD_ORDER = "query whose scores neither fall nor rise, taken in the order of its list"
 
 
@@ -65,17 +67,24 @@ class RunFile(NamedTuple):
 
 
 def read_run(path: str, task: Task, findings: Findings) -> list[Ranking]:
-    """The ranking of each query of a task, in their order.
+    """The ranking of each query of a task, in their order, from a file.
 
     Raises SoirError if the file is in none of the forms, or has a ranking for none of the queries.
     """
-    run = open_run(path)
+    return rank_as_listed(open_run(path), path, task, findings)
+
+
+def rank_as_listed(run: RunFile, place: str, task: Task, findings: Findings) -> list[Ranking]:
+    """The ranking of each query of a task, in their order. Raises SoirError if a run has one for none of the queries.
+
+    place  what messages call the run: the path of its file
+    """
     asked = set(task.queries)
     names = list(run.queries)
     if not any(name in asked for name in names):
         found = f"paths like {shorten(names[0])}" if names else "nothing"
         raise SoirError(
-            f"{path} has a ranking for none of the queries: expected paths like {task.queries[0]}, found {found}; "
+            f"{place} has a ranking for none of the queries: expected paths like {task.queries[0]}, found {found}; "
             + FORMS
         )
     for name in names:
@@ -85,16 +94,16 @@ def read_run(path: str, task: Task, findings: Findings) -> list[Ranking]:
     numbers.update((name, position) for position, name in enumerate(task.gallery))
     allowed = [_allowed_positions(task, kind) for kind in range(len(task.candidates))]
     rankings, rising = [], 0
-    for number, query in enumerate(progress_bar("reading", task.queries)):
+    for query, kind in progress_bar("reading", list(zip(task.queries, task.kinds))):
         listed = run.listed(query)
         if listed is None:
             findings.skip("query without a ranking, scored 0", query)
             listed = Listed([])
         rising += not listed.is_ordered and counts_up(listed.scores)
-        rankings.append(read_ranking(query, listed, numbers, allowed[task.kinds[number]], findings))
+        rankings.append(read_ranking(query, listed, numbers, allowed[kind], findings))
     if rising > len(rankings) / 2:
-        findings.notice(RISING, path)
-    report_shares(path, (ranking.boxes for ranking in rankings if ranking.boxes is not None), findings)
+        findings.notice(RISING, place)
+    report_shares(place, (ranking.boxes for ranking in rankings if ranking.boxes is not None), findings)
     return rankings
 
 
@@ -117,18 +126,35 @@ def open_run(path: str) -> RunFile:
         content = load_values(path, arrays=True)
     else:
         content = read_text(path)
+    run = as_run(content, path, unpacked_limit(os.path.getsize(path)))
+    if isinstance(content, dict) and not is_in_matrices(content):
+        lists = map(_list_of, (content["knns"] if isinstance(content.get("knns"), dict) else content).values())
+        check_repeats(path, (len(value) for value in lists if value is not None))
+    return run
+
+
+def as_run(content: Any, place: str, limit: int) -> RunFile:
+    """A run in any form, as a file or a caller has it. Raises SoirError if it has none of the forms.
+
+    place  what messages call the run: the path of its file
+    limit  bytes that its matrices may take
+    """
     if not isinstance(content, dict):
-        raise SoirError(f"{path} holds no rankings, but a {type(content).__name__}: {FORMS}")
+        raise SoirError(f"{place} holds no rankings, but a {type(content).__name__}: {FORMS}")
+    if is_in_matrices(content):
+        return open_matrices(place, content, limit)
     if isinstance(content.get("knns"), dict):
         content = content["knns"]
-    elif "indices" in content or "similarities" in content:
-        return open_matrices(path, content)
     if any(isinstance(value, dict) and "is_query" in value for value in content.values()):
-        raise SoirError(f"{path} is an annotation file: name it by --ann-file, and here a run; {FORMS}")
+        raise SoirError(f"{place} is an annotation file: name it by --ann-file, and here a run; {FORMS}")
     if content and all(_list_of(value) is None for value in content.values()):
-        raise SoirError(f"{path} holds no rankings: {FORMS}")
-    check_repeats(path, (len(value) for value in map(_list_of, content.values()) if value is not None))
+        raise SoirError(f"{place} holds no rankings: {FORMS}")
     return RunFile(content, lambda query: listed_of(content.get(query)))
+
+
+def is_in_matrices(content: dict[Any, Any]) -> bool:
+    """Whether a run is in matrices; the paper's code saves rankings beside these."""
+    return not isinstance(content.get("knns"), dict) and ("indices" in content or "similarities" in content)
 
 
 def read_text(path: str) -> Any:
@@ -194,24 +220,21 @@ def _row_of(item: Any) -> tuple[Any, Any, Any]:
     return item, None, None
 
 
-def open_matrices(path: str, content: dict[str, Any]) -> RunFile:
+def open_matrices(place: str, content: dict[str, Any], limit: int) -> RunFile:
     """A run in matrices. Raises SoirError if their shapes or values do not fit, or a query is there twice."""
     name = "indices" if "indices" in content else "similarities"
-    limit = unpacked_limit(os.path.getsize(path))
+    scores = boxes = None
     try:
         queries, gallery = as_texts(content.get("queries"), limit), as_texts(content.get("gallery"), limit)
         if queries is None or gallery is None:
             raise ValueError(f"expected `queries` and `gallery`, lists of paths, beside `{name}`")
-        shape: tuple[int, ...] = (len(queries), len(gallery))
         matrix = _matrix(content, name, 2, limit)
+        shape = (len(queries), len(gallery) if name == "similarities" else matrix.shape[1])
         if name == "indices":
-            shape = (len(queries), *matrix.shape[1:])
             if matrix.dtype.kind not in "iu" or matrix.size and not -1 <= matrix.min() <= matrix.max() < len(gallery):
                 raise ValueError(f"expected whole numbers from -1 to {len(gallery) - 1} in `indices`")
-        scores = (
-            _matrix(content, "scores", 2, limit) if name == "indices" and content.get("scores") is not None else None
-        )
-        boxes = _matrix(content, "boxes", 3, limit) if name == "indices" and content.get("boxes") is not None else None
+            scores = None if content.get("scores") is None else _matrix(content, "scores", 2, limit)
+            boxes = None if content.get("boxes") is None else _matrix(content, "boxes", 3, limit)
         for array, expected in ((matrix, shape), (scores, shape), (boxes, (*shape, 4))):
             if array is not None and array.shape != expected:
                 raise ValueError(f"expected arrays of {expected}, found {array.shape}")
@@ -220,11 +243,11 @@ def open_matrices(path: str, content: dict[str, Any]) -> RunFile:
                 "its `similarities` are sorted, so they do not tell which images they are of: save its `knns` too"
             )
     except ValueError as error:
-        raise SoirError(f"{path} holds no run: {error}") from error
+        raise SoirError(f"{place} holds no run: {error}") from error
     rows: dict[str, int] = {}
     for number, query in enumerate(queries):
         if query in rows:
-            raise SoirError(f"{path} holds no run: the query {shorten(query)} is in `queries` twice")
+            raise SoirError(f"{place} holds no run: the query {shorten(query)} is in `queries` twice")
         rows[query] = number
 
     def listed(query: str) -> Listed | None:
@@ -334,39 +357,38 @@ def read_ranking(
     numbers  path -> position in the gallery, or OTHER
     allowed  bool [gallery + 2], by position: whether an image stays in the ranking, see `_allowed_positions`
     """
-    positions = look_up(listed.paths, numbers)
-    scores = None if listed.scores is None else as_scores(listed.scores)
-    boxes = None if listed.boxes is None else as_boxes(listed.boxes)
+    count = len(listed.paths)
+    positions = np.fromiter(map(numbers.get, listed.paths, repeat(UNKNOWN)), dtype=np.int64, count=count)
+    kept = allowed[positions]
 
     def report(reason: str, at: np.ndarray) -> None:
         """List one place per query: of a million paths, all may be unknown."""
-        if len(at):
-            more = f" and {len(at) - 1:,} more" if len(at) > 1 else ""
-            findings.skip(reason, f"{query}: {shorten(listed.paths[at[0]])}{more}")
+        if at.any():
+            first, number = int(at.argmax()), np.count_nonzero(at)
+            more = f" and {number - 1:,} more" if number > 1 else ""
+            findings.skip(reason, f"{query}: {shorten(listed.paths[first])}{more}")
 
-    kept = allowed[positions]
-    report(ODD_PATH, np.flatnonzero(positions == UNKNOWN))
-    if scores is not None:
+    report(ODD_PATH, positions == UNKNOWN)
+    scores = boxes = None
+    if listed.scores is not None:
+        scores, is_odd = as_scores(listed.scores)
         if not listed.is_ordered:
-            scores[np.isnan(scores)] = np.inf  # without an order, an image without a score has no place
-        is_odd = np.isinf(scores) & kept
-        report(ODD_SCORE, np.flatnonzero(is_odd))
+            is_odd |= np.isnan(scores)  # without an order, an image without a score has no place
+        report(ODD_SCORE, is_odd & kept)
         kept &= ~is_odd
-    if boxes is not None:
-        is_odd = np.isinf(boxes[:, 0])
-        report(ODD_BOX, np.flatnonzero(is_odd & kept))
-        boxes[is_odd] = np.nan
+    if listed.boxes is not None:
+        boxes, is_odd = as_boxes(listed.boxes)
+        report(ODD_BOX, is_odd & kept)
     order = np.flatnonzero(kept)
-    if not listed.is_ordered and scores is not None:
+    if scores is not None and not listed.is_ordered:
         order = order[np.lexsort((positions[order], -scores[order]))]
-    order = order[is_first(positions[order], len(allowed))]
+    order = order[is_first(positions[order])]
     if scores is not None and listed.is_ordered:
         if not is_monotone(scores[order]):
             findings.skip(ODD_ORDER, query)
         order = order[order_ties(scores[order], positions[order])]
     if boxes is not None:
-        boxes = boxes[order]
-        boxes = None if np.isnan(boxes).all() else boxes
+        boxes = None if np.isnan(boxes[order]).all() else boxes[order]
     return Ranking(positions[order], None if scores is None else scores[order], boxes)
 
 
@@ -379,54 +401,49 @@ def counts_up(scores: Any) -> bool:
     )
 
 
-def look_up(paths: Sequence[str | None], numbers: dict[str | None, int]) -> np.ndarray:
-    """int64 [N]: the position of each path in the gallery, UNKNOWN, or OTHER."""
-    return np.fromiter(map(numbers.get, paths, repeat(UNKNOWN)), dtype=np.int64, count=len(paths))
+def as_scores(values: Any) -> tuple[np.ndarray, np.ndarray]:
+    """(float64 [N], NaN where there is no usable score; bool [N], whether what is there is no finite number).
 
-
-def as_scores(values: Any) -> np.ndarray:
-    """float64 [N]: NaN where a score is None, infinite where it is no finite number."""
-    if isinstance(values, np.ndarray):
-        array = values.astype(np.float64)
-        return np.where(np.isfinite(array), array, np.inf)
-    if set(map(type, values)) <= {int, float}:
-        try:
-            array = np.array(values, dtype=np.float64)
-            return np.where(np.isfinite(array), array, np.inf)
-        except OverflowError:  # an integer beyond any float
-            pass
-    array = np.full(len(values), np.inf)
-    for number, value in enumerate(values):
-        if value is None:
-            array[number] = np.nan
-        elif type(value) in (int, float) and -MAX_FLOAT <= value <= MAX_FLOAT:
-            array[number] = value
-    return array
+    values  an array, or a list of numbers and None
+    """
+    if set(map(type, values)) <= {int, float}:  # nearly always; this takes a fifth of the time
+        with suppress(OverflowError):  # an integer beyond any float
+            values = np.array(values, dtype=np.float64)
+    if not isinstance(values, np.ndarray):
+        is_number = [type(value) in (int, float) and -MAX_FLOAT <= value <= MAX_FLOAT for value in values]
+        is_odd = np.array([not is_sound and v is not None for is_sound, v in zip(is_number, values)], dtype=bool)
+        sound = (value if is_sound else math.nan for is_sound, value in zip(is_number, values))
+        return np.fromiter(sound, np.float64, len(values)), is_odd
+    scores = values.astype(np.float64)
+    is_odd = ~np.asarray(np.isfinite(scores), dtype=bool)
+    scores[is_odd] = np.nan
+    return scores, is_odd
 
 
 MAX_FLOAT = float(np.finfo(np.float64).max)
 
 
-def as_boxes(values: Any) -> np.ndarray:
-    """float64 [N, 4]: NaN where a box is None, infinite where it is no box."""
+def as_boxes(values: Any) -> tuple[np.ndarray, np.ndarray]:
+    """(float64 [N, 4], NaN where there is no usable box; bool [N], whether what is there is not (x1, y1, x2, y2)).
+
+    values  an array, in which NaN is no box, or a list of boxes and None
+    """
     if not isinstance(values, np.ndarray):
-        values = values if isinstance(values, (list, tuple)) else list(values)
-        is_plain = set(map(type, values)) <= {list, tuple} and set(map(len, values)) == {4}
-        if not is_plain or not set(map(type, chain.from_iterable(values))) <= {int, float}:
-            return _as_boxes_one_by_one(values)
-        try:
-            values = np.array(values, dtype=np.float64)
-        except OverflowError:
-            return _as_boxes_one_by_one(values)
+        is_sound = np.fromiter(map(geometry.is_box, values), bool, len(values))
+        is_odd = ~is_sound & np.array([value is not None for value in values], dtype=bool)
+        no_box = (math.nan,) * 4
+        sound = chain.from_iterable(value if ok else no_box for value, ok in zip(values, is_sound.tolist()))
+        return np.fromiter(sound, np.float64, 4 * len(values)).reshape(-1, 4), is_odd
     boxes = values.astype(np.float64)
     with np.errstate(invalid="ignore"):
         is_sound = (np.abs(boxes) <= geometry.MAX_COORDINATE).all(axis=1)
         is_sound &= (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
-    boxes[~is_sound & ~np.isnan(boxes).all(axis=1)] = np.inf
-    return np.asarray(boxes)
+    is_odd = np.asarray(~is_sound & ~np.isnan(boxes).all(axis=1))
+    boxes[~is_sound] = np.nan
+    return boxes, is_odd
 
 
-def report_shares(path: str, parts: Iterable[np.ndarray], findings: Findings) -> None:
+def report_shares(place: str, parts: Iterable[np.ndarray], findings: Findings) -> None:
     """Add a run to the findings if most of its boxes are shares of the image.
 
     parts  its boxes, float64 [N, 4] each; those that are NaN do not count
@@ -436,25 +453,16 @@ def report_shares(path: str, parts: Iterable[np.ndarray], findings: Findings) ->
         known += int(np.count_nonzero(~np.isnan(boxes[:, 0])))
         shares += int(np.count_nonzero(((boxes >= 0) & (boxes <= 1)).all(axis=1)))
     if shares > known / 2:
-        findings.notice("run whose boxes lie within 0..1: if they are shares of the image, its IoU means nothing", path)
+        findings.notice(
+            "run whose boxes lie within 0..1: if they are shares of the image, its IoU means nothing", place
+        )
 
 
-def _as_boxes_one_by_one(values: Sequence[Any]) -> np.ndarray:
-    boxes = np.full((len(values), 4), np.nan)
-    for number, value in enumerate(values):
-        if value is not None:
-            boxes[number] = value if geometry.is_box(value) else math.inf
-    return boxes
-
-
-def is_first(positions: np.ndarray, count: int) -> np.ndarray:
+def is_first(positions: np.ndarray) -> np.ndarray:
     """bool [N]: whether a position stands here for the first time. UNKNOWN always does: it may be any path."""
-    if not len(positions):
-        return np.zeros(0, dtype=bool)
-    first = np.zeros(count, dtype=np.int64)
-    order = np.arange(len(positions))
-    first[positions[::-1]] = order[::-1]  # of several, the last to be written, so the first in the ranking, stays
-    return np.asarray((first[positions] == order) | (positions == UNKNOWN))
+    first = np.zeros(len(positions), dtype=bool)
+    first[np.unique(positions, return_index=True)[1]] = True
+    return np.asarray(first | (positions == UNKNOWN))
 
 
 def is_monotone(scores: np.ndarray) -> bool:
@@ -469,4 +477,4 @@ def order_ties(scores: np.ndarray, positions: np.ndarray) -> np.ndarray:
     is_new[1:] = scores[1:] != scores[:-1]
     if is_new.all():
         return np.arange(len(scores))
-    return np.lexsort((positions, np.cumsum(is_new)))
+    return np.asarray(np.lexsort((positions, np.cumsum(is_new))))
