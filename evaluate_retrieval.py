@@ -58,7 +58,7 @@ from soir.metrics import Difference, compare_means
 from soir.previews import draw_rankings
 from soir.protocol import RANKS, Hits, Ranking, Task, find_in_rankings, make_task
 from soir.runs import read_run, trec_qrels, trec_run
-from soir.scoring import choose_entries, describe_queries, find_scored, score_queries, summarize
+from soir.scoring import choose_entries, describe_queries, find_scored, join_columns, score_queries, summarize
 from soir.similarity import find_by_features, rank_by_features
 
 TABLES = (".tex", ".md", ".csv")
@@ -214,17 +214,15 @@ def make_report(
 
 def make_csv(queries: dict[str, list[Any]], results: list[Scores]) -> bytes:
     """The scores, one line per query; of several runs one after the other, with the name of the run first."""
-    names = max((list(scores.metrics) for scores in results), key=len)  # only runs with boxes have IoUs
-    columns = ["path", "set", "split", "instance", "relevant", *names, "difficulty", "size", "object_size"]
+    most = max((scores.metrics for scores in results), key=len)  # only runs with boxes have IoUs
+    unknown: dict[str, Any] = dict.fromkeys(most, [math.nan] * len(queries["path"]))
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["run"] * (len(results) > 1) + columns)
-    unknown = [math.nan] * len(queries["path"])
+    writer.writerow(["run"] * (len(results) > 1) + list(join_columns(queries, most)))
     for scores in results:
-        metrics = {name: values.tolist() for name, values in scores.metrics.items()}
+        metrics: dict[str, Any] = {name: values.tolist() for name, values in scores.metrics.items()}
         metrics["first_rank"] = [rank if math.isinf(rank) else int(rank) for rank in metrics["first_rank"]]
-        values = {**dict.fromkeys(names, unknown), **metrics, **queries}
-        for row in zip(*(values[name] for name in columns)):
+        for row in zip(*join_columns(queries, {**unknown, **metrics}).values()):
             cells = ["" if isinstance(cell, float) and not math.isfinite(cell) else cell for cell in row]
             writer.writerow([scores.run.name] * (len(results) > 1) + cells)
     return text.getvalue().encode("utf-8", "backslashreplace")

@@ -436,7 +436,7 @@ def as_boxes(values: Any) -> tuple[np.ndarray, np.ndarray]:
         return np.fromiter(sound, np.float64, 4 * len(values)).reshape(-1, 4), is_odd
     boxes = values.astype(np.float64)
     with np.errstate(invalid="ignore"):
-        is_sound = (np.abs(boxes) <= geometry.MAX_COORDINATE).all(axis=1)
+        is_sound = np.asarray((np.abs(boxes) <= geometry.MAX_COORDINATE).all(axis=1))
         is_sound &= (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
     is_odd = np.asarray(~is_sound & ~np.isnan(boxes).all(axis=1))
     boxes[~is_sound] = np.nan

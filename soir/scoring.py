@@ -156,6 +156,12 @@ def summarize_group(metrics: dict[str, np.ndarray], instances: np.ndarray) -> di
     return result
 
 
+def join_columns(queries: dict[str, list[Any]], metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """The columns of a table of queries: what is asked, its metrics, what is known of its instance."""
+    known = {name: queries[name] for name in ("path", "set", "split", "instance", "relevant")}
+    return {**known, **metrics, **queries}  # a key keeps its first place
+
+
 # ----------------------------------------------------------------------------------------------------------- in memory
 
 
@@ -217,7 +223,7 @@ def evaluate(
         groups["all"], groups=groups, faults=findings.skipped, noticed=findings.noticed, left_out=left_out.noticed
     )
     if per_query:
-        scores["per_query"] = {name: np.array(values) for name, values in {**columns, **metrics}.items()}
+        scores["per_query"] = {name: np.array(values) for name, values in join_columns(columns, metrics).items()}
     return scores
 
 
