@@ -1,6 +1,6 @@
 """Score retrieval runs on an annotation file: mAP, Recall@K, Precision@K, ranking quality, localization.
 
-In   an annotation file, and runs: rankings in any of the forms of soir_runs.py, or features (soir_features.py)
+In   an annotation file, and runs: rankings in any of the forms of soir/runs.py, or features (soir/features.py)
 Out  a table; with --report also as JSON, with --per-query as CSV, with --preview a picture of the worst queries, with
      --qrels and --trec the files with which trec_eval or ranx come to the same figures. Of several runs one row each,
      with the paired difference from the first one; with --table also as .tex, .md or .csv
@@ -9,12 +9,12 @@ Out  a table; with --report also as JSON, with --per-query as CSV, with --previe
     python evaluate_retrieval.py --ann-file anns.pt --features features.pt --set RoboTools --split test
     python evaluate_retrieval.py --ann-file anns.pt --rankings a.json b.json --features c.pt --table table.tex
 
-The protocol is that of soir_protocol.py. A query without relevant images is left out, and counted. A relevant image
+The protocol is that of soir/protocol.py. A query without relevant images is left out, and counted. A relevant image
 that a run does not list counts as not retrieved. A path that is no gallery image here keeps its rank, as wrong, ahead
 of images with the same score: a fault. Equal scores are ordered as the annotation file orders the gallery. --split
 restricts queries and gallery both.
 
-The metrics are defined in soir_metrics.py. mAP has a 95 % interval, by bootstrap over instances; of fewer than five
+The metrics are defined in soir/metrics.py. mAP has a 95 % interval, by bootstrap over instances; of fewer than five
 instances there is none.
 
 Exit status: 0 fine, 1 a run has faults (an unknown path, a query without a ranking, ...), 2 it could not be scored.
