@@ -57,7 +57,8 @@ from soir.forms import load_sound, size_finder
 from soir.metrics import Difference, compare_means
 from soir.previews import draw_rankings
 from soir.protocol import RANKS, Hits, Ranking, Task, find_in_rankings, make_task
-from soir.runs import read_run, trec_qrels, trec_run
+from soir.rankings import read_run
+from soir.runs import trec_qrels, trec_run
 from soir.scoring import choose_entries, describe_queries, find_scored, join_columns, score_queries, summarize
 from soir.similarity import find_by_features, rank_by_features
 
@@ -328,7 +329,7 @@ def main() -> int:
     for run in name_runs(args.runs, args.names):
         findings = Findings()
         hits, rank = find_hits(run, task, findings)
-        metrics = score_queries(hits, task, scored)
+        metrics = score_queries(hits, task, scored, run.file, findings)
         difference = compare_means(results[0].metrics["AP"], metrics["AP"], instances) if results else None
         results.append(Scores(run, metrics, summarize(metrics, queries, instances), difference, findings))
         if len(args.runs) > 1:

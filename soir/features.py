@@ -19,7 +19,7 @@ from soir.arrays import as_matrix, as_texts, load_npz, unpacked_limit
 from soir.entry import Annotations
 from soir.files import SoirError
 from soir.findings import Findings, shorten
-from soir.runs import as_boxes, report_shares
+from soir.rankings import as_boxes, report_shares
 from soir.torch_files import load_values
 
 ODD_BOX = "feature with a box that is not (x1, y1, x2, y2), ignored"

@@ -33,6 +33,10 @@ DRAWN_AT_A_TIME = 100_000
 FEWEST_INSTANCES = 5
 
 
+# The smallest p-value that can come out.
+SMALLEST_P = 2 / (COMPARISON_RESAMPLES + 1)
+
+
 class Difference(NamedTuple):
     """The mean difference of two runs over the same queries. Of too few instances, only the mean is known."""
 
@@ -85,6 +89,21 @@ def score_hits(hits: Iterable[Hits], relevant: np.ndarray) -> dict[str, np.ndarr
     return scores
 
 
+def tie_spread(hits: Iterable[Hits], relevant: np.ndarray) -> tuple[float, float]:
+    """mAP over the queries that have relevant images, at the best and at the worst order of equal scores.
+
+    hits, relevant  as in `score_hits`; relevant may be 0
+    """
+    best = worst = 0.0
+    for part in hits:
+        for_it, against = part.tied or (part.ranks, part.ranks)
+        places = np.arange(1, len(part.ranks) + 1)
+        best += float((places / for_it).sum()) / relevant[part.number]
+        worst += float((places / against).sum()) / relevant[part.number]
+    count = max(1, int(np.count_nonzero(relevant)))
+    return best / count, worst / count
+
+
 def first_of_each(values: np.ndarray, firsts: np.ndarray, found: np.ndarray) -> np.ndarray:
     """float64 [queries]: the value of the first hit of each query; infinite where there is none."""
     result = np.full(len(found), np.inf)
@@ -93,7 +112,7 @@ def first_of_each(values: np.ndarray, firsts: np.ndarray, found: np.ndarray) -> 
 
 
 def mean_interval(values: np.ndarray, instances: np.ndarray) -> tuple[float, float] | None:
-    """95 % interval of the mean of values, by bootstrap over instances; None if there are too few of them.
+    """95 % interval of the mean of values, by bootstrap over instances; None if there are too few, or all are equal.
 
     Queries of one instance are not independent, so it is instances that are drawn, each with all of its queries.
 
@@ -101,7 +120,7 @@ def mean_interval(values: np.ndarray, instances: np.ndarray) -> tuple[float, flo
     instances  int64 [queries]: the same number for the queries of one instance
     """
     means = resampled_means(values, instances, INTERVAL_RESAMPLES)
-    return None if means is None else percentiles(means)
+    return None if means is None or np.ptp(means) == 0 else percentiles(means)
 
 
 def compare_means(first: np.ndarray, second: np.ndarray, instances: np.ndarray) -> Difference:
@@ -120,7 +139,8 @@ def compare_means(first: np.ndarray, second: np.ndarray, instances: np.ndarray) 
     if means is None:
         return Difference(mean, None, None)
     tail = min(np.count_nonzero(means <= 0), np.count_nonzero(means >= 0))
-    return Difference(mean, percentiles(means), min(1.0, 2 * (int(tail) + 1) / (len(means) + 1)))
+    interval = None if np.ptp(means) == 0 else percentiles(means)
+    return Difference(mean, interval, min(1.0, 2 * (int(tail) + 1) / (len(means) + 1)))
 
 
 def resampled_means(values: np.ndarray, instances: np.ndarray, resamples: int) -> np.ndarray | None:

@@ -61,6 +61,7 @@ class Hits(NamedTuple):
     number: int  # of the query
     ranks: np.ndarray  # int64 [H], from 1, ascending
     ious: np.ndarray | None  # float64 [H], NaN where no metric looks at it; None if the run has no boxes for the query
+    tied: tuple[np.ndarray, np.ndarray] | None = None  # ranks at the best and at the worst order of ties; None: no ties
 
 
 def make_task(annotations: Annotations, others: Iterable[str] = (), find_size: SizeFinder = lambda path: None) -> Task:
@@ -167,4 +168,22 @@ def find_in_rankings(task: Task, rankings: Iterable[Ranking]) -> Iterator[Hits]:
         at = np.flatnonzero(is_relevant[ranking.positions])
         is_relevant[relevant] = False
         boxes = None if ranking.boxes is None else ranking.boxes[at]
-        yield make_hits(task, number, at + 1, ranking.positions[at], boxes)
+        hits = make_hits(task, number, at + 1, ranking.positions[at], boxes)
+        if ranking.scores is not None:
+            is_new = np.append(True, ranking.scores[1:] != ranking.scores[:-1])
+            if not is_new.all():
+                starts = np.flatnonzero(is_new)
+                group = np.cumsum(is_new)[at] - 1
+                hits = hits._replace(tied=tie_bounds(starts[group], np.diff(starts, append=len(is_new))[group]))
+        yield hits
+
+
+def tie_bounds(ahead: np.ndarray, tied: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The ranks of hits if ties were broken in their favour, and against them: int64 [H] each.
+
+    ahead  int64 [H], ascending: how many images have a higher score
+    tied   int64 [H]: how many have the same score, with itself
+    """
+    _, first, counts = np.unique(ahead, return_index=True, return_counts=True)
+    best = ahead + np.arange(len(ahead)) - np.repeat(first, counts) + 1
+    return best, best + tied - np.repeat(counts, counts)

@@ -17,11 +17,15 @@ from soir.features import as_features
 from soir.files import SoirError
 from soir.findings import Findings, shorten, show_progress
 from soir.forms import check_sound, in_current_form, size_finder, size_of_image
-from soir.metrics import mean_interval, score_hits
+from soir.metrics import mean_interval, score_hits, tie_spread
 from soir.protocol import RANKS, Hits, Task, find_in_rankings, make_task, name_of_instances, shown_of
-from soir.runs import as_run, rank_as_listed
+from soir.rankings import rank_as_listed
+from soir.runs import as_run
 from soir.similarity import find_by_features
 from soir.statistics import SIZE_CLASSES
+
+# A difference in mAP, between the best and the worst order of equal scores, that is worth a word: 0.1 points.
+TIES_MATTER = 0.001
 
 # Bytes that a run may take: what is in memory already needs no limit.
 NO_LIMIT = 2**62
@@ -103,9 +107,21 @@ def class_of_size(share: float) -> str:
 # -------------------------------------------------------------------------------------------------------------- scoring
 
 
-def score_queries(hits: Iterable[Hits], task: Task, scored: np.ndarray) -> dict[str, np.ndarray]:
-    """The metrics of the scored queries."""
-    counts = np.array([max(1, len(images)) for images in task.relevant])  # 1, not 0, of those that are not scored
+def score_queries(
+    hits: Iterable[Hits], task: Task, scored: np.ndarray, place: str, findings: Findings
+) -> dict[str, np.ndarray]:
+    """The metrics of the scored queries.
+
+    place  what messages call the run: the path of its file
+    """
+    hits = list(hits)
+    counts = np.array([len(images) for images in task.relevant])
+    if any(part.tied for part in hits):
+        best, worst = tie_spread(hits, counts)
+        if best - worst > TIES_MATTER:
+            between = f"its mAP is between {100 * worst:.2f} and {100 * best:.2f} %, as equal scores are ordered"
+            findings.notice(f"run in which ties decide: {between}", place)
+    counts = np.maximum(counts, 1)  # of those that are not scored
     return {name: values[scored] for name, values in score_hits(hits, counts).items()}
 
 
@@ -216,7 +232,7 @@ def evaluate(
             matrices = {"queries": list(queries), "gallery": list(gallery), "similarities": in_numpy(similarities)}
             run = as_run(matrices if rankings is None else dict(rankings), place, NO_LIMIT)
             hits = find_in_rankings(task, rank_as_listed(run, place, task, findings))
-        metrics = score_queries(hits, task, scored)
+        metrics = score_queries(hits, task, scored, place, findings)
     columns = describe_queries(task, scored)
     groups = summarize(metrics, columns, task.instances[scored])
     scores: dict[str, Any] = dict(
