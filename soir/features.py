@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from itertools import chain
-from typing import Any, NamedTuple
+from typing import Any, Iterable, NamedTuple
 
 import numpy as np
 
@@ -19,8 +19,12 @@ from soir.arrays import as_matrix, as_texts, load_npz, unpacked_limit
 from soir.entry import Annotations
 from soir.files import SoirError
 from soir.findings import Findings, shorten
-from soir.rankings import as_boxes, report_shares
+from soir.paths import spelling_finder, why_unknown
+from soir.rankings import SPELLED, as_boxes, report_shares
 from soir.torch_files import load_values
+
+# Vectors whose mean cosine with each other is at least this are all but equal: what ranks them is noise.
+ALIKE = 0.999
 
 ODD_BOX = "feature with a box that is not (x1, y1, x2, y2), ignored"
 
@@ -78,7 +82,44 @@ def as_features(content: Any, place: str, annotations: Annotations, limit: int, 
         report_shares(place, [boxes], findings)
         if np.isnan(boxes).all():  # there are boxes of queries only, which nothing is compared with
             features = features._replace(boxes=None)
-    return without_unusable(features, annotations, findings)
+    features = without_unusable(features, annotations, findings)
+    for kind, is_query in (("queries", True), ("gallery images", False)):
+        own = [rows for name, rows in features.rows.items() if annotations[name]["is_query"] is is_query]
+        cosine = mean_cosine(features, list(chain.from_iterable(own)))
+        if len(own) > 1 and cosine >= ALIKE:
+            reason = (
+                f"features of the {kind} that are all but equal, so that noise, or the order of the file, ranks them"
+            )
+            findings.notice(reason, f"{place}, mean cosine {cosine:.6f}")
+    return features
+
+
+def mean_cosine(features: Features, rows: list[int]) -> float:
+    """The mean cosine similarity of some vectors with each other, and themselves."""
+    total = np.zeros(features.vectors.shape[1])
+    step = max(1, CHUNK // max(1, len(total)))
+    for start in range(0, len(rows), step):
+        chosen = rows[start : start + step]
+        total += (1 / features.norms[chosen]) @ as_float32(features.vectors[chosen])
+    return float(total @ total) / max(1, len(rows)) ** 2
+
+
+def match_names(names: Iterable[Any], annotations: Annotations, place: str, findings: Findings) -> dict[Any, str]:
+    """Name of a file -> the path of the image that it is of; without those of no image."""
+    find = spelling_finder(annotations)
+    matched = {}
+    for name in (name for name in names if isinstance(name, str)):
+        path = find(name)
+        if path is not None:
+            matched[name] = path
+    exact = set(matched)
+    respelled = [name for name, path in matched.items() if name != path]
+    for name in respelled:
+        if matched[name] in exact:  # the image has a feature under its own name
+            del matched[name]
+    if respelled:
+        findings.notice(SPELLED, f"{place}: {shorten(respelled[0])}")
+    return matched
 
 
 def read_index(
@@ -93,9 +134,10 @@ def read_index(
     if vectors.shape[1] == 1:
         raise ValueError("its vectors have one number each: expected a matrix [vectors, dimension]")
     rows: dict[str, list[int]] = {}
+    matched = match_names(dict.fromkeys(paths), annotations, place, findings)
     for row, name in enumerate(paths):
-        if name in annotations:
-            rows.setdefault(name, []).append(row)
+        if name in matched:
+            rows.setdefault(matched[name], []).append(row)
     if not rows:
         raise _of_no_image(place, paths[:1], annotations)
     boxes = content.get("boxes")
@@ -105,7 +147,7 @@ def read_index(
             raise ValueError("expected a box (x1, y1, x2, y2) for each vector in `boxes`")
         boxes, is_odd = as_boxes(boxes)
         for name, own in rows.items():
-            if is_odd[own].any():
+            if is_odd[own].any() and not annotations[name]["is_query"]:  # boxes of queries are not looked at
                 findings.skip(ODD_BOX, name)
     return Features(vectors, norms_of(vectors), rows, boxes)
 
@@ -116,15 +158,17 @@ def read_images(
     """The features of path -> vector, matrix or dict. Raises SoirError, or ValueError."""
     images: dict[str, ImageVectors | None] = {}  # None: what there is cannot be used, and has been listed
     example = next(iter(content))
+    matched = match_names(content, annotations, place, findings)
     for name in list(content):
         objects = as_objects(name, content.pop(name), limit)
         limit -= 8 * objects.vectors.size if objects else 0
+        path = matched.get(name) if isinstance(name, str) else None
         if objects is None:
             findings.skip("feature that is no vector of numbers", shorten(name))
-        elif objects.has_odd_box and name in annotations:
-            findings.skip(ODD_BOX, name)
-        if name in annotations:
-            images[name] = objects
+        elif objects.has_odd_box and path is not None and not annotations[path]["is_query"]:
+            findings.skip(ODD_BOX, path)  # boxes of queries are not looked at
+        if path is not None:
+            images[path] = objects
     dimensions = Counter(objects.vectors.shape[1] for objects in images.values() if objects and len(objects.vectors))
     if not dimensions and images:
         raise ValueError("expected for each image a vector of numbers, a matrix of them, or `vectors` and `boxes`")
@@ -237,5 +281,8 @@ def _kind_of(name: str, annotations: Annotations) -> tuple[str, str]:
 
 def _of_no_image(place: str, found: list[Any], annotations: Annotations) -> SoirError:
     what = f"paths like {shorten(found[0])}" if found else "nothing that is a vector of numbers"
+    hint = why_unknown(found[0], annotations) if found and isinstance(found[0], str) else ""
     expected = next(iter(annotations))
-    return SoirError(f"{place} has a feature for none of the images: expected paths like {expected}, found {what}")
+    return SoirError(
+        f"{place} has a feature for none of the images: expected paths like {expected}, found {what}{hint}"
+    )

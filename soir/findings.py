@@ -60,9 +60,15 @@ def print_findings(findings: Findings, skipped: str = "skipped", noticed: str = 
 
 
 def print_table(rows: list[list[str]]) -> None:
-    """Print rows of cells, the first row being the titles; the first column to the left, the others to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows)]
+    """Print rows of cells, the first row being the titles; the first column to the left, the others to the right.
+
+    A row of one cell goes over all columns.
+    """
+    widths = [max(map(len, column)) for column in zip(*(row for row in rows if len(row) > 1))]
     for row in rows:
+        if len(row) == 1:
+            print(row[0])
+            continue
         cells = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:]))]
         print("  ".join(cells).rstrip())
 

@@ -69,6 +69,8 @@ def spelling_finder(names: Iterable[str]) -> Callable[[Any], str | None]:
 
 
 def _spelling(path: str) -> str:
+    if path.isascii() and "./" not in path and "//" not in path:  # nearly all, and this takes a tenth of the time
+        return path
     return unicodedata.normalize("NFC", posixpath.normpath(path))
 
 

@@ -40,6 +40,9 @@ FIGURES: dict[str, dict[str, Any]] = {
 
 # The published mAP in %, of single descriptors of images (the README of the paper's code), by set, and by whether the
 # model was fine-tuned. The paper calls the test set of RoboTools VoxDet.
+# Of how many queries and gallery images the published mAP is.
+COUNTS = {"RoboTools": (2000, 1580), "INSTRE-XS": (2428, 2065), "INSTRE-XXS": (106, 120), "PerMiR": (150, 450)}
+
 MAP = {
     "RoboTools": {
         "zero-shot": {

@@ -110,7 +110,7 @@ def _allowed_positions(task: Task, kind: int) -> np.ndarray:
     return allowed
 
 
-# ------------------------------------------------------------------------------------------------------ a run as a whole
+# ----------------------------------------------------------------------------------------------------- a run as a whole
 
 
 class Seen(NamedTuple):
@@ -140,7 +140,7 @@ def see(query: str, listed: Listed, checked: Checked) -> Seen:
             up, down = int(np.count_nonzero(steps > 0)), int(np.count_nonzero(steps < 0))
     return Seen(
         query,
-        shorten(listed.paths[unknown[0]]) if len(unknown) else None,
+        (listed.odd or shorten(listed.paths[unknown[0]])) if len(unknown) else None,
         checked.respelled,
         len(checked.positions) - len(unknown),
         int(np.count_nonzero(checked.odd_scores)),

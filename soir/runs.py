@@ -49,6 +49,7 @@ class Listed(NamedTuple):
     is_ordered: bool = True  # best first; else by score, falling
     ranks: np.ndarray | None = None  # float64 [N], NaN for none: what stands beside the scores in TREC's form
     is_padded: bool = False  # it may end in places where nothing was found
+    odd: str | None = None  # the first item without a path, in words
 
 
 class RunFile(NamedTuple):
@@ -150,9 +151,19 @@ def listed_of(value: Any) -> Listed | None:
         return Listed(items)
     is_regular = kinds <= {list, tuple} and set(map(len, items)) in ({2}, {3})
     columns: list[Any] = list(zip(*(items if is_regular else map(_row_of, items))))
-    if set(map(type, columns[0])) != {str}:
-        columns[0] = [path if isinstance(path, str) else None for path in columns[0]]
-    return Listed(*columns)
+    if set(map(type, columns[0])) == {str}:
+        return Listed(*columns)
+    columns[0] = [path if isinstance(path, str) else None for path in columns[0]]
+    return Listed(*columns)._replace(odd=_in_words(items[columns[0].index(None)]))
+
+
+def _in_words(item: Any) -> str:
+    """What an item of a ranking is, where a path is expected."""
+    if isinstance(item, dict):
+        return f"a dict with {', '.join(map(shorten, list(item)[:4])) or 'no keys'}"
+    if isinstance(item, (list, tuple)):
+        return f"a list that begins with {_in_words(item[0])}" if item else "an empty list"
+    return f"{shorten(item)} ({type(item).__name__})" if isinstance(item, (int, float)) else f"a {type(item).__name__}"
 
 
 def _row_of(item: Any) -> tuple[Any, Any, Any]:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import math
 import os
-from typing import Any, Iterable, Mapping, Sequence
+from collections import Counter
+from typing import Any, Iterable, Mapping, NamedTuple, Sequence
 
 import numpy as np
 
@@ -22,7 +23,10 @@ from soir.protocol import RANKS, Hits, Task, find_in_rankings, make_task, name_o
 from soir.rankings import rank_as_listed
 from soir.runs import as_run
 from soir.similarity import find_by_features
-from soir.statistics import SIZE_CLASSES
+from soir.statistics import SIZE_CLASSES, label_of
+
+# The columns of `describe_queries` whose values make groups.
+GROUPED_BY = ("set", "split", "difficulty", "size")
 
 # A difference in mAP, between the best and the worst order of equal scores, that is worth a word: 0.1 points.
 TIES_MATTER = 0.001
@@ -104,6 +108,47 @@ def class_of_size(share: float) -> str:
     return next((name for name, limit in SIZES if share < limit), "unknown")
 
 
+class Part(NamedTuple):
+    """The scored queries of a set, and of a split if they have one. Each part is a benchmark of its own."""
+
+    set_name: str
+    split: str  # which queries and images: "val queries, whole gallery"; "" without splits
+    members: np.ndarray  # int64 [N]: which of the scored queries
+    queries: int  # of the set, with those that have no relevant images
+    images: int  # of the gallery of the set
+
+    @property
+    def set_label(self) -> str:
+        return label_of(self.set_name)
+
+    @property
+    def title(self) -> str:
+        return f"{self.set_label}: {self.split}" if self.split else self.set_label
+
+
+def find_parts(task: Task, scored: np.ndarray, queries: dict[str, list[Any]]) -> list[Part]:
+    """The parts of a task: sets in the order of the file, of each its splits.
+
+    queries  columns, as of `describe_queries`
+    """
+    members: dict[tuple[str, str | None], list[int]] = {}
+    for index, key in enumerate(zip(queries["set"], queries["split"])):
+        members.setdefault(key, []).append(index)
+    asked = Counter(set_of(task.annotations[path]) for path in task.queries)
+    parts = []
+    for set_name in dict.fromkeys(queries["set"]):
+        images = [entry for entry in map(task.annotations.get, task.gallery) if entry and set_of(entry) == set_name]
+        splits = {entry.get("split") for entry in images}
+        for split in (None, *SPLITS):
+            if (set_name, split) in members:
+                is_whole = split != "train" and splits != {split}  # a train query competes over train images
+                gallery = "whole gallery" if is_whole else f"{split} images"
+                phrase = f"{split} queries, {gallery}" if split else ""
+                of_part = np.array(members[set_name, split], dtype=np.int64)
+                parts.append(Part(set_name, phrase, of_part, asked[set_name], len(images)))
+    return parts
+
+
 # -------------------------------------------------------------------------------------------------------------- scoring
 
 
@@ -126,21 +171,26 @@ def score_queries(
 
 
 def summarize(
-    metrics: dict[str, np.ndarray], queries: dict[str, list[Any]], instances: np.ndarray
+    metrics: dict[str, np.ndarray],
+    queries: dict[str, list[Any]],
+    instances: np.ndarray,
+    fields: Sequence[str] = GROUPED_BY,
 ) -> dict[str, dict[str, Any]]:
     """Means over all queries and over each group: group -> {"queries", "mAP", "mAP_interval", ...}.
 
     queries    columns, as of `describe_queries`
     instances  int64 [queries]: the same number for the queries of one instance
+    fields     the columns whose values make groups
     """
+    values_of = {
+        "set": list(dict.fromkeys(queries["set"])),
+        "split": SPLITS,
+        "difficulty": ["easy", "medium", "hard"],
+        "size": [name for name, _ in SIZES] + ["unknown"],
+    }
     groups = {"all": np.ones(len(instances), dtype=bool)}
-    for field, values in (
-        ("set", list(dict.fromkeys(queries["set"]))),
-        ("split", SPLITS),
-        ("difficulty", ["easy", "medium", "hard"]),
-        ("size", [name for name, _ in SIZES] + ["unknown"]),
-    ):
-        for value in values:
+    for field in fields:
+        for value in values_of[field]:
             groups[f"{field}: {value or '(none)'}"] = np.array([other == value for other in queries[field]])
     return {
         name: summarize_group({column: values[members] for column, values in metrics.items()}, instances[members])
