@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 from collections import defaultdict
-from typing import Any, Iterable, Iterator, TypeVar
+from typing import Any, Iterable
 
 
 def shorten(value: Any) -> str:
@@ -16,9 +15,6 @@ def shorten(value: Any) -> str:
         return f"({type(value).__name__})"
     text = str(value)
     return text if len(text) <= 80 else text[:77] + "..."
-
-
-T = TypeVar("T")
 
 
 # ------------------------------------------------------------------------------------------------------- what it prints
@@ -66,35 +62,11 @@ def print_table(rows: list[list[str]]) -> None:
         print("  ".join(cells).rstrip())
 
 
-def progress_bar(title: str, items: Iterable[T] = (), total: int | None = None) -> Any:
+def progress_bar(title: str, items: Iterable[Any] | None = None, total: int | None = None) -> Any:
     """A progress bar of tqdm, on a terminal only: iterable like `items`, or to be moved on with update()."""
-    if not sys.stderr.isatty():
-        return _NoBar(items)
-    from tqdm import tqdm  # here, not above: it takes 30 ms
+    from tqdm import tqdm  # here, not above: it takes 30 ms, and --help has no need of it
 
-    class Bar(tqdm):  # type: ignore[misc]  # it has no types
-        disable = True  # for the destructor, which also runs if an interrupt came before __init__ could set it
-
-    return Bar(items, desc=title, total=total)
-
-
-class _NoBar:
-    """Stands for a progress bar where none is shown."""
-
-    def __init__(self, items: Iterable[Any]) -> None:
-        self.items = items
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter(self.items)
-
-    def __enter__(self) -> _NoBar:
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        pass
-
-    def update(self, number: int) -> None:
-        pass
+    return tqdm(items, desc=title, total=total, disable=None)
 
 
 def printable(text: str) -> str:
