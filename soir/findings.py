@@ -66,7 +66,11 @@ def progress_bar(title: str, items: Iterable[Any] | None = None, total: int | No
     """A progress bar of tqdm, on a terminal only: iterable like `items`, or to be moved on with update()."""
     from tqdm import tqdm  # here, not above: it takes 30 ms, and --help has no need of it
 
-    return tqdm(items, desc=title, total=total, disable=None)
+    class Bar(tqdm):  # type: ignore[misc]  # it has no types
+        monitor_interval = 0  # no thread, which would stay behind; with miniters=1 none is needed
+        disable = True  # for the destructor of older ones, if an interrupt came before __init__ could set it
+
+    return Bar(items, desc=title, total=total, disable=None, miniters=1)
 
 
 def printable(text: str) -> str:
