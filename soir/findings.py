@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, Iterable, Iterator, TypeVar
+from typing import Any, Iterable, Iterator
 
 
 def shorten(value: Any) -> str:
@@ -17,9 +17,6 @@ def shorten(value: Any) -> str:
         return f"({type(value).__name__})"
     text = str(value)
     return text if len(text) <= 80 else text[:77] + "..."
-
-
-T = TypeVar("T")
 
 
 # ------------------------------------------------------------------------------------------------------- what it prints
@@ -86,11 +83,15 @@ def show_progress(is_wanted: bool = True) -> Iterator[None]:
         _is_shown.reset(token)
 
 
-def progress_bar(title: str, items: Iterable[T] | None = None, total: int | None = None) -> Any:
-    """A progress bar of tqdm: iterable like `items`, or to be moved on with update()."""
-    from tqdm import tqdm  # here, not above: --help has no need of it, and it takes 30 ms
+def progress_bar(title: str, items: Iterable[Any] | None = None, total: int | None = None) -> Any:
+    """A progress bar of tqdm where `show_progress` is on: iterable like `items`, or to be moved on with update()."""
+    from tqdm import tqdm  # here, not above: it takes 30 ms, and --help has no need of it
 
-    return tqdm(items, desc=title, total=total, disable=None if _is_shown.get() else True)
+    class Bar(tqdm):  # type: ignore[misc]  # it has no types
+        monitor_interval = 0  # no thread, which would stay behind; with miniters=1 none is needed
+        disable = True  # for the destructor of older ones, if an interrupt came before __init__ could set it
+
+    return Bar(items, desc=title, total=total, disable=None if _is_shown.get() else True, miniters=1)
 
 
 def printable(text: str) -> str:

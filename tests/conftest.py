@@ -25,9 +25,6 @@ import make_sample  # noqa: E402
 
 from soir import torch_archives  # noqa: E402
 
-# ir_measures, which test_metrics.py compares with, cannot be had for Python 3.7.
-collect_ignore = ["test_metrics.py"] if sys.version_info < (3, 8) else []
-
 SCRIPTS = [
     "create_dataset.py",
     "create_instre_subsets.py",
@@ -268,6 +265,16 @@ class Tiny:
 @pytest.fixture
 def tiny(tmp_path):
     return Tiny(tmp_path / "tiny")
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """A folder of photographs, 64 x 48: q0.png .. q3.png, g0.png .. g3.png."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for name in (f"{kind}{number}.png" for kind in "qg" for number in range(4)):
+        (folder / name).write_bytes(plain_photograph(".png"))
+    return folder
 
 
 def files_below(folder):

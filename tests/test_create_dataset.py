@@ -728,7 +728,8 @@ def test_any_number_of_entries_comes_back(tmp_path, count):
     """They are written a thousand at a time."""
     box = (1, 2, 3, 4)
     mask = {"size": [48, 64], "counts": "caf\u00e9"}
-    entries = {f"{number}.jpg": {"bbox": [box, box], "mask": [mask, mask], "ins": number} for number in range(count)}
+    entry = {"bbox": [box, box], "mask": [mask, mask], "is_query": False, "set": "mine"}
+    entries = {f"{number}.jpg": {**entry, "ins": [number, 0]} for number in range(count)}
     assert save_annotations(entries, str(tmp_path / "anns.pt")) == (tmp_path / "anns.pt").stat().st_size
     assert load_plainly(tmp_path / "anns.pt") == load_annotations(str(tmp_path / "anns.pt")) == entries
 

@@ -16,6 +16,7 @@ import struct
 import subprocess
 import sys
 import termios
+import threading
 import time
 from pathlib import Path
 
@@ -37,6 +38,9 @@ from conftest import (
 from PIL import Image
 from run_fork import PYTHONS_OWN, Fork, assert_gone, living
 from tqdm import tqdm
+
+from soir.files import SoirError
+from soir.workers import map_ordered
 
 KILLS = int(os.environ.get("SOIR_KILLS", "6"))
 
@@ -193,12 +197,9 @@ def test_an_interrupt_while_a_progress_bar_is_made_is_told_in_one_line(small_sou
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
 @pytest.mark.parametrize("script", SCRIPTS[:2])
 def test_an_interrupt_while_the_workers_are_started_leaves_none_waiting(source, tmp_path, script, number):
-    """Another thread takes the signal, as those of NumPy's libraries do: a mask of the main thread does not hold it.
-
-    In a process of its own, since Python waits for workers only when it really ends.
-    """
-    code = f"""
-import os, runpy, sys, threading, time
+    """Another thread takes the signal, as those of NumPy's libraries do: a mask of the main thread does not hold it."""
+    patch = f"""
+import os, threading, time
 from multiprocessing.process import BaseProcess
 
 threading.Thread(target=time.sleep, args=(30,), daemon=True).start()
@@ -212,17 +213,26 @@ def start_and_interrupt(process):
         time.sleep(0.05)
 
 BaseProcess.start = start_and_interrupt
+"""
+    run = start_patched(patch, script, job(script, source, tmp_path)[0])
+    done = end_of(run)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted\n")
+    assert_gone([run.pid])
+
+
+def start_patched(patch, script, args):
+    """Start a script after some other code. In a process of its own, since Python waits for workers only when it really
+    ends."""
+    code = f"""
+import runpy, sys
+{patch}
 sys.path.insert(0, {str(ROOT)!r})
 sys.argv[0] = {str(ROOT / script)!r}
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
-    command = [sys.executable, "-c", code, *map(str, job(script, source, tmp_path)[0])]
-    run = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True, start_new_session=True
-    )
-    done = end_of(run)
-    assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted\n")
-    assert_gone([run.pid])
+    command = [sys.executable, "-c", code, *map(str, args)]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, stdout=pipe, stderr=pipe, universal_newlines=True, start_new_session=True)
 
 
 def signal_while_writing(number, wanted, folder):
@@ -233,7 +243,7 @@ def signal_while_writing(number, wanted, folder):
         lines, before = set(), os.listdir(folder)
 
         def trace(frame, event, _):
-            if os.path.dirname(frame.f_code.co_filename) != str(ROOT):
+            if os.path.dirname(frame.f_code.co_filename) not in (str(ROOT), str(ROOT / "soir")):
                 return None
             line = frame.f_code.co_filename, frame.f_lineno
             if event == "line" and line not in lines and (lines or os.listdir(folder) != before):
@@ -368,21 +378,64 @@ def test_a_worker_that_is_killed_ends_the_run_with_a_sentence(long_source, tmp_p
 @pytest.mark.parametrize("script", SCRIPTS[:2])
 def test_workers_that_cannot_be_started_end_the_run_with_a_sentence(source, tmp_path, script):
     """A limit on processes: the first worker starts, the second does not."""
+    patch = """
+import os
 
-    def prepare():
-        fork, calls = os.fork, []
+fork, calls = os.fork, []
 
-        def limited():
-            calls.append(None)
-            if len(calls) == 2:
-                raise BlockingIOError(11, "Resource temporarily unavailable")
-            return fork()
+def limited():
+    calls.append(None)
+    if len(calls) == 2:
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+    return fork()
 
-        os.fork = limited
-
-    run = Fork(script, *job(script, source, tmp_path, workers=4)[0], prepare=prepare)
-    refused(run.wait(), "--workers")
+os.fork = limited
+"""
+    run = start_patched(patch, script, job(script, source, tmp_path, workers=4)[0])
+    refused(end_of(run), "--workers")
     assert_gone([run.pid])
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_there_is_a_result_for_each_item_in_the_order_of_the_items(workers):
+    for count in (0, 1, 15, 16, 17, 32, 33, 1000, 70_001):
+        with map_ordered(str, range(count), workers, "numbers") as results:
+            assert list(results) == [str(number) for number in range(count)]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_results_that_are_missing_are_an_error(workers):
+    class Items(list):
+        def __len__(self):
+            return 101
+
+    with map_ordered(str, Items(range(100)), workers, "numbers") as results, pytest.raises(SoirError, match="missing"):
+        list(results)
+
+
+def test_workers_can_be_had_in_any_thread():
+    def work():
+        with map_ordered(str, range(1000), 2, "numbers") as results:
+            found.extend(results)
+
+    found, handlers = [], [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join(60)
+    assert found == [str(number) for number in range(1000)]
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
+
+
+def sleep_and_make(folder):
+    time.sleep(0.002)
+    os.mkdir(folder)
+
+
+def test_what_the_workers_have_not_begun_is_left_when_the_run_ends(tmp_path):
+    folders = [str(tmp_path / str(number)) for number in range(5000)]
+    with pytest.raises(KeyboardInterrupt), map_ordered(sleep_and_make, folders, 2, "folders"):
+        raise KeyboardInterrupt
+    assert len(os.listdir(str(tmp_path))) < 500
 
 
 def test_entries_come_in_the_same_order_whichever_worker_is_the_slowest(tmp_path):
