@@ -17,11 +17,24 @@ import numpy as np
 
 from soir.arrays import as_matrix, as_texts, load_npz, unpacked_limit
 from soir.entry import Annotations
-from soir.files import SoirError
+from soir.files import SoirError, kind_of_file
 from soir.findings import Findings, shorten
 from soir.paths import spelling_finder, why_unknown
 from soir.rankings import SPELLED, as_boxes, report_shares
 from soir.torch_files import load_values
+
+# What else vectors are kept in -> the lines of Python that convert it.
+CONVERSIONS = {
+    "a NumPy array": 'np.savez("features.npz", paths=[of each row], features=np.load(FILE))',
+    "a file of safetensors": 'np.savez("features.npz", **safetensors.numpy.load_file(FILE))',
+    "an HDF5": 'np.savez("features.npz", **{path: v[()] for path, v in h5py.File(FILE).items()})',
+    "a pickle": 'torch.save(pickle.load(open(FILE, "rb")), "features.pt"), of your own file only, since it runs code',
+    "CSV": 'rows = list(csv.reader(open(FILE)))[1:]; np.savez("features.npz", paths=[r[0] for r in rows], '
+    "features=[list(map(float, r[1:])) for r in rows])",
+    "JSON Lines": "rows = list(map(json.loads, open(FILE))); "
+    'np.savez("features.npz", paths=[r["path"] for r in rows], features=[r["vector"] for r in rows])',
+    "JSON": 'torch.save({path: torch.tensor(v) for path, v in json.load(open(FILE)).items()}, "features.pt")',
+}
 
 # Vectors whose mean cosine with each other is at least this are all but equal: what ranks them is noise.
 ALIKE = 0.999
@@ -57,6 +70,12 @@ def read_features(path: str, annotations: Annotations, findings: Findings) -> Fe
 
     Raises SoirError if the file cannot be read, is in none of the forms, or has a feature for none of the images.
     """
+    kind = kind_of_file(path) if os.path.exists(path) else ""
+    for start, lines in CONVERSIONS.items():
+        if kind.startswith(start):
+            raise SoirError(
+                f"{path} is {kind}, and features are expected in .npz or .pt; two lines convert it: {lines}"
+            )
     content = load_npz(path) if path.lower().endswith(".npz") else load_values(path, arrays=True)
     return as_features(content, path, annotations, unpacked_limit(os.path.getsize(path)), findings)
 
@@ -87,9 +106,7 @@ def as_features(content: Any, place: str, annotations: Annotations, limit: int, 
         own = [rows for name, rows in features.rows.items() if annotations[name]["is_query"] is is_query]
         cosine = mean_cosine(features, list(chain.from_iterable(own)))
         if len(own) > 1 and cosine >= ALIKE:
-            reason = (
-                f"features of the {kind} that are all but equal, so that noise, or the order of the file, ranks them"
-            )
+            reason = f"features of the {kind} that are all but equal: noise, or the order of the file, ranks them"
             findings.notice(reason, f"{place}, mean cosine {cosine:.6f}")
     return features
 

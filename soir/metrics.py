@@ -98,8 +98,8 @@ def tie_spread(hits: Iterable[Hits], relevant: np.ndarray) -> tuple[float, float
     for part in hits:
         for_it, against = part.tied or (part.ranks, part.ranks)
         places = np.arange(1, len(part.ranks) + 1)
-        best += float((places / for_it).sum()) / relevant[part.number]
-        worst += float((places / against).sum()) / relevant[part.number]
+        best += float((places / for_it).sum()) / max(1, relevant[part.number])
+        worst += float((places / against).sum()) / max(1, relevant[part.number])
     count = max(1, int(np.count_nonzero(relevant)))
     return best / count, worst / count
 

@@ -119,9 +119,9 @@ class Seen(NamedTuple):
     query: str
     unknown: Any  # a path that is no gallery image; None if there is none
     respelled: str | None  # a path that is one in another spelling
-    known: int  # paths of gallery images
-    odd: int  # scores that are no numbers
-    sound: int  # scores that are
+    listed: int  # paths
+    known: int  # of gallery images
+    usable: int  # of these, with a score or none, but not with something that is no score
     up: int  # steps from one score to a higher one, from rank to rank, or as the file has them
     down: int
     has_ranks: bool
@@ -131,20 +131,19 @@ class Seen(NamedTuple):
 def see(query: str, listed: Listed, checked: Checked) -> Seen:
     """The facts of a query's ranking for `judge`."""
     unknown = np.flatnonzero(checked.positions == UNKNOWN)
-    sound = up = down = 0
-    if checked.scores is not None:
-        sound = int(np.count_nonzero(~np.isnan(checked.scores)))
-        if not listed.is_ordered and not isinstance(listed.scores, np.ndarray):  # a matrix has the gallery's order
-            scores = checked.scores if listed.ranks is None else checked.scores[np.argsort(listed.ranks, kind="stable")]
-            steps = np.diff(scores)
-            up, down = int(np.count_nonzero(steps > 0)), int(np.count_nonzero(steps < 0))
+    up = down = 0
+    if checked.scores is not None and not listed.is_ordered and not isinstance(listed.scores, np.ndarray):
+        # In the order of the ranks, or of the file; that of a matrix is the order of the gallery, which tells nothing.
+        order = slice(None) if listed.ranks is None else np.argsort(listed.ranks, kind="stable")
+        steps = np.diff(checked.scores[order])
+        up, down = int(np.count_nonzero(steps > 0)), int(np.count_nonzero(steps < 0))
     return Seen(
         query,
         (listed.odd or shorten(listed.paths[unknown[0]])) if len(unknown) else None,
         checked.respelled,
+        len(checked.positions),
         len(checked.positions) - len(unknown),
-        int(np.count_nonzero(checked.odd_scores)),
-        sound,
+        int(np.count_nonzero((checked.positions != UNKNOWN) & ~checked.odd_scores)),
         up,
         down,
         listed.ranks is not None,
@@ -159,7 +158,7 @@ def judge(seen: list[Seen], place: str, task: Task, findings: Findings) -> None:
         hint = why_unknown(unknown, task.gallery)
         expected = f"expected gallery paths like {task.gallery[0]}, found {unknown}{hint}"
         raise SoirError(f"{place} ranks none of the gallery images: {expected}; {FORMS}")
-    if any(one.odd for one in seen) and not any(one.sound for one in seen):
+    if any(one.listed for one in seen) and not any(one.usable for one in seen):
         raise SoirError(f"{place} has no score that is a finite number; {FORMS}")
     respelled = next((one.respelled for one in seen if one.respelled), None)
     if respelled:
@@ -236,7 +235,8 @@ def order(query: str, listed: Listed, checked: Checked, allowed: np.ndarray, fin
         order = order[np.lexsort((positions[order], -scores[order]))]
     order = order[is_first(positions[order])]
     if scores is not None and listed.is_ordered:
-        if len(order) > 1 and np.ptp(scores[order]) == 0:  # they say nothing, the order of the list does
+        given = scores[order][~np.isnan(scores[order])]
+        if len(given) > 1 and np.ptp(given) == 0:  # they say nothing, the order of the list does
             scores = None
         else:
             if not is_monotone(scores[order]):

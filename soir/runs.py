@@ -47,7 +47,7 @@ class Listed(NamedTuple):
     scores: Any = None  # a list or an array; None: there are none
     boxes: Any = None
     is_ordered: bool = True  # best first; else by score, falling
-    ranks: np.ndarray | None = None  # float64 [N], NaN for none: what stands beside the scores in TREC's form
+    ranks: np.ndarray | None = None  # float64 [N], all different: what stands beside the scores in TREC's form
     is_padded: bool = False  # it may end in places where nothing was found
     odd: str | None = None  # the first item without a path, in words
 
@@ -120,12 +120,13 @@ def read_text(path: str) -> Any:
     first_line = start[3 * start.startswith(b"\xef\xbb\xbf") :].lstrip().partition(b"\n")[0]
     if len(first_line.split()) == 6 and b'"' not in first_line:
         return read_trec(path)
-    if first_line[:1] in (b"{", b"["):
+    kind = kind_of_file(path)
+    if kind == "JSON":
         return read_json(path, object_pairs_hook=once)
     columns = [name.strip().lower() for name in first_line.decode("utf-8", "replace").split(",")]
     if {"query", "path"} <= set(columns):
         return read_csv(path)
-    raise SoirError(f"{path} holds no run, it is {kind_of_file(path)}: {FORMS}")
+    raise SoirError(f"{path} holds no run, it is {kind}: {FORMS}")
 
 
 def _list_of(value: Any) -> Any:
@@ -294,9 +295,10 @@ def join_lines(lines: list[Line]) -> RunFile:
         own = list(best[query].values())
         ranks = np.array([line.rank for line in own], dtype=np.float64)
         scores = None if any(line.score is None for line in own) else [line.score for line in own]
-        if scores is None or len(set(scores)) == 1 and len(set(ranks.tolist())) == len(own):
+        has_ranks = len(set(ranks.tolist())) == len(own) and not np.isnan(ranks).any()
+        if scores is None or len(set(scores)) == 1 and has_ranks:
             return Listed([own[index].path for index in np.argsort(ranks, kind="stable")])  # nothing but ranks
-        return Listed([line.path for line in own], scores, is_ordered=False, ranks=ranks)
+        return Listed([line.path for line in own], scores, is_ordered=False, ranks=ranks if has_ranks else None)
 
     return RunFile(list(best), listed)
 

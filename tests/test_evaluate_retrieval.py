@@ -143,12 +143,22 @@ def test_runs_are_compared_over_instances(tmp_path):
         p_value = min(1, 2 * min((means <= 0).mean(), (means >= 0).mean()))
         assert difference["p_value"] == pytest.approx(p_value, abs=0.04)
     lines = done.stdout.splitlines()
-    assert re.split(r"  +", lines[0].strip())[-3:] == ["difference", "95 % interval", "p"]
-    for line, run in zip(lines[1:4], report["runs"]):
+    assert lines[0] == "RoboTools"
+    assert re.split(r"  +", lines[1].strip()) == ["mAP", "95 % interval", "hit@1", "hit@5", "hit@10", "MRR"]
+    for line, run in zip(lines[2:5], report["runs"]):
         overall = run["groups"]["all"]
-        assert line.startswith(run["name"])
-        for name in ("mAP", "hit@1", "hit@5", "hit@10", "MRR"):
-            assert f" {overall[name]:.4f}" in line
+        low, high = overall["mAP_interval"]
+        figures = [f"{100 * overall[name]:.2f}" for name in ("mAP", "hit@1", "hit@5", "hit@10", "MRR")]
+        assert line.split() == [run["name"], figures[0], f"{100 * low:.2f}-{100 * high:.2f}", *figures[1:]]
+        assert overall == run["parts"]["RoboTools"]["all"]
+    rest = lines[lines.index(next(line for line in lines if line.startswith("mAP less that of a"))) :]
+    assert re.split(r"  +", rest[0])[1:] == ["95 % interval of the difference", "p"]
+    for line, run in zip(rest[1:3], report["runs"][1:]):
+        (low, high), p_value = run["difference"]["interval"], run["difference"]["p_value"]
+        p_cell = "< 0.0002" if p_value < 0.0002 else f"{p_value:.4f}"
+        interval = f"{100 * low:+.2f} to {100 * high:+.2f}"
+        assert re.split(r"  +", line) == [run["name"], f"{100 * run['difference']['mean']:+.2f}", interval, p_cell]
+        assert run["difference"] == run["differences"]["RoboTools"]
 
 
 def test_a_run_does_not_differ_from_itself(tmp_path):
@@ -156,14 +166,15 @@ def test_a_run_does_not_differ_from_itself(tmp_path):
     done = run_here("evaluate_retrieval.py", *options, file, file, "--report", tmp_path / "report.json")
     assert done.returncode == 0
     run = json.loads((tmp_path / "report.json").read_text())["runs"][1]
-    assert run["difference"] == {"mean": 0, "interval": [0, 0], "p_value": 1}
+    assert run["difference"] == {"mean": 0, "interval": None, "p_value": 1}
     assert run["name"] == str(file)  # both stems are equal
 
 
 def test_too_few_instances_have_a_difference_without_an_interval(tmp_path):
     _, options, _ = three_runs(tmp_path, instances=4)
-    done = run_here("evaluate_retrieval.py", *options)
-    assert re.split(r"  +", done.stdout.splitlines()[2].strip())[-2:] == ["-", "-"]
+    lines = run_here("evaluate_retrieval.py", *options).stdout.splitlines()
+    at = next(number for number, line in enumerate(lines) if line.startswith("mAP less that of a"))
+    assert all(re.split(r"  +", line)[-2:] == ["-", "-"] for line in lines[at + 1 : at + 3])
 
 
 def test_tables_are_written_as_latex_markdown_and_csv(tmp_path):
@@ -177,18 +188,34 @@ def test_tables_are_written_as_latex_markdown_and_csv(tmp_path):
     rows = list(csv.reader(io.StringIO(tables["csv"])))
     assert [row[0] for row in rows] == ["", "base_line", "ours & 50 % at 1 - 2", "c|d"]
     assert all(len(row) == len(rows[0]) for row in rows)
-    assert [line.split()[0] for line in done.stdout.splitlines()[1:4]] == ["base_line", "ours", "c|d"]
+    assert rows[0].count("95 % interval of mAP") == rows[0].count("95 % interval of the difference") == 1
+    assert [line.split()[0] for line in done.stdout.splitlines()[2:5]] == ["base_line", "ours", "c|d"]
     lines = tables["md"].splitlines()
-    assert lines[1] == "|---" + "|---:" * 9 + "|"
+    assert lines[1] == "| --- |" + " ---: |" * 9
     assert [len(re.split(r"(?<!\\)\|", line)) for line in lines] == [12] * 5
     assert "c\\|d" in lines[4]
     assert rows[2][1] in lines[3]
-    assert tables["tex"].startswith("\\begin{tabular}{lrrrrrrrrr}")
-    assert "base\\_line & " in tables["tex"]
-    assert "ours \\& 50 \\% at 1 - 2 & " in tables["tex"]
-    assert re.search(r"& 0\.\d{4} -- 0\.\d{4} &", tables["tex"])
-    body = [line for line in tables["tex"].splitlines() if line.endswith("\\\\")]
-    assert [len(re.split(r"(?<!\\)&", line)) for line in body] == [10] * 4
+    tex = tables["tex"].splitlines()
+    assert tex[:2] == ["\\begin{tabular}{lrrrrrrrrr}", "\\toprule"]
+    assert [tex[3], *tex[-2:]] == ["\\midrule", "\\bottomrule", "\\end{tabular}"]
+    body = [re.split(r" (?<!\\)& ", line[: -len(" \\\\")]) for line in tex if line.endswith("\\\\")]
+    assert [cells[0] for cells in body] == ["", "base\\_line", "ours \\& 50 \\% at 1 - 2", "c|d"]
+    for column in range(1, 10):
+        figures = [row[column].replace(" - ", "-") for row in rows[1:]]
+        cells = [cells[column] for cells in body[1:]]
+        is_metric = column in (1, 3, 4, 5, 6)
+        best = max(figures, key=float) if is_metric else None
+        for figure, cell in zip(figures, cells):
+            assert (cell == f"\\textbf{{{figure}}}") == (figure == best), (figure, cell)
+            plain = cell.replace("\\textbf{", "").replace("}", "").replace("$", "").replace("--", "-")
+            assert plain == figure
+
+
+def test_a_minus_sign_is_one_in_latex(tmp_path):
+    _, (*anns, _, a, b, _, _), _ = three_runs(tmp_path)
+    done = run_here("evaluate_retrieval.py", *anns, "--rankings", b, a, "--table", tmp_path / "t.tex")
+    assert re.search(r"\n *a +-\d", done.stdout)
+    assert re.search(r"& \$-\$\d+\.\d\d & \$-\$\d+\.\d\d to ", (tmp_path / "t.tex").read_text())
 
 
 @pytest.mark.parametrize(

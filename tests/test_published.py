@@ -54,10 +54,37 @@ def test_published_figures_of_a_set_are_those_of_the_readme(tmp_path, name, row)
     assert bool(counts) == (name in ("INSTRE-XS", "INSTRE-XXS"))
 
 
-@pytest.mark.parametrize("name", ["RoboTools", "INSTRE-XS", "INSTRE-XXS", "PerMiR"])
-def test_published_scores_of_a_set_are_those_of_the_page_on_scoring(tmp_path, name):
+COUNTS = {"RoboTools": (2000, 1580), "INSTRE-XS": (2428, 2065), "INSTRE-XXS": (106, 120), "PerMiR": (150, 450)}
+
+
+def of_size(name, queries, images):
+    """A set of so many queries and images, of one instance."""
+    query, photograph = of_set(name).values()
+    entries = {f"{name}/q{number}.png": query for number in range(queries)}
+    return {**entries, **{f"{name}/g{number}.png": photograph for number in range(images)}}
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_published_scores_stand_below_the_row_of_a_set_of_the_published_size(tmp_path, name):
+    """The best one of each kind, and those of DINOv2 and CLIP, as the page on scoring has them."""
     cells = table(SCORING, "zero-shot")[name.replace("RoboTools", "VoxDet")]
-    done, _, _ = score(tmp_path, of_set(name), "--rankings", {f"{name}/q.png": []})
-    label = name.replace("RoboTools", "VoxDet-SoIR")
-    printed = [line for line in done.stdout.splitlines() if line.startswith("published")]
-    assert printed == [f"published mAP in %, {label}, {kind}: {cells[kind]}" for kind in ("zero-shot", "fine-tuned")]
+    done, _, _ = score(tmp_path, of_size(name, *COUNTS[name]), "--rankings", {f"{name}/q0.png": []})
+    lines = [line.strip() for line in done.stdout.splitlines()]
+    at = next(number for number, line in enumerate(lines) if line.startswith("published"))
+    assert lines[at - 1].startswith(name)
+    for kind, line in zip(("zero-shot", "fine-tuned"), lines[at:]):
+        best, *others = cells[kind].split(", ")
+        chosen = [best, *(other for other in others if other.split()[0] in ("DINOv2", "CLIP"))]
+        assert line == f"published, {kind}: {', '.join(chosen)}"
+    assert not lines[at + 2].startswith("published")
+
+
+@pytest.mark.parametrize(
+    "queries, images, is_same",
+    [(106, 120, True), (101, 114, True), (111, 126, True), (100, 120, False), (106, 113, False), (112, 120, False)],
+)
+def test_a_set_of_another_size_is_not_the_published_one(tmp_path, queries, images, is_same):
+    annotations = of_size("INSTRE-XXS", queries, images)
+    done, _, _ = score(tmp_path, annotations, "--rankings", {"INSTRE-XXS/q0.png": []})
+    assert ("published, zero-shot: MaO-CLIP 71.23" in done.stdout) is is_same
+    assert ("published figures are of 106 queries, 120 images, so of other data" in done.stdout) is not is_same

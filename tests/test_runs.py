@@ -154,23 +154,6 @@ def test_paths_with_white_space_are_percent_encoded_in_trec_files(tmp_path):
     assert report["groups"] == before["groups"]
 
 
-@pytest.mark.parametrize("form", ["dict", "trec"])
-@pytest.mark.parametrize(
-    "score_of, is_noticed", [(lambda rank: rank, True), (lambda rank: rank - 1, True), (lambda rank: 1 / rank, False)]
-)
-def test_ranks_in_place_of_scores_are_noticed(tmp_path, form, score_of, is_noticed):
-    """They are scored as they stand, the highest first, as trec_eval and ranx do."""
-    annotations = random_annotations(34)
-    ranked = {path: score_of(rank) for rank, path in enumerate(gallery_of(annotations), 1)}
-    run = dict.fromkeys(queries_of(annotations), ranked)
-    (tmp_path / "run.txt").write_text(json.dumps(run) if form == "dict" else trec_lines(run))
-    exported = tmp_path / "own.run"
-    done, _, _ = score(tmp_path, annotations, "--rankings", tmp_path / "run.txt", "--trec", exported)
-    assert done.returncode == 0, done.stdout
-    assert ("1 x run whose scores are 1, 2, 3, ...: if they are ranks" in done.stdout) == is_noticed
-    assert "1, 2, 3" not in score(tmp_path, annotations, "--rankings", exported)[0].stdout
-
-
 def test_matrices_may_say_none_for_scores_and_boxes(tmp_path):
     annotations = random_annotations(0)
     queries, gallery = queries_of(annotations), gallery_of(annotations)
