@@ -309,6 +309,13 @@ def create(tiny, *args, strict=1):
     return done, annotations
 
 
+def convert(file, *args, output="converted.pt"):
+    """Convert a file: (process, what was written or None)."""
+    target = file.parent / output
+    done = run_here("convert_annotations.py", "--ann-file", file, "--output-file", target, *args)
+    return done, load_plainly(target) if target.exists() else None
+
+
 def counts_of(report):
     """Check -> how often it found something."""
     return {check: record["count"] for check, record in report["checks"].items() if record["count"]}

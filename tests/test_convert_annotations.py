@@ -21,6 +21,7 @@ from helpers import (
     box_of,
     coco_list,
     compressed,
+    convert,
     counts_of,
     decode,
     gallery_of,
@@ -34,13 +35,6 @@ from helpers import (
     verify,
 )
 from pycocotools.coco import COCO
-
-
-def convert(file, *args, output="converted.pt"):
-    """Convert a file: (process, what was written or None)."""
-    target = file.parent / output
-    done = run_here("convert_annotations.py", "--ann-file", file, "--output-file", target, *args)
-    return done, load_plainly(target) if target.exists() else None
 
 
 def random_rankings(annotations):
@@ -147,23 +141,6 @@ def same_box_inverted(mask):
         return True
     inverted, box = box_of(~mask), box_of(mask)
     return inverted in (box, (*box[:2], box[2] - 1, box[3] - 1)) or box_of(~mask, True) == box
-
-
-@pytest.mark.parametrize(
-    "make", [authors_mask, lambda mask: {**coco_list(mask), "counts": coco_list(mask)["counts"][1:]}]
-)
-@pytest.mark.parametrize("inclusive", [0, 1])
-def test_inverted_masks_are_set_right_where_the_box_says_so(pictures, make, inclusive):
-    mask = rectangle(*CORNER)
-    entries = any_set("OWID")
-    box = (*CORNER[:2], CORNER[2] - inclusive, CORNER[3] - inclusive)
-    entries["q0.png"].update(mask=make(mask), bbox=box)
-    entries["g0.png"].update(mask=[make(mask), compressed(rectangle(*MIDDLE))], bbox=[CORNER, MIDDLE], ins=[1, 1])
-    _, after = convert(save(pictures, entries))
-    assert np.array_equal(coco_mask.decode(after["q0.png"]["mask"]), mask)
-    assert np.array_equal(coco_mask.decode(after["g0.png"]["mask"][0]), mask)
-    assert after["q0.png"]["bbox"] == CORNER
-    assert after["g0.png"]["bbox"] == [CORNER, MIDDLE]
 
 
 def test_what_cannot_be_upgraded_is_skipped_and_counted(pictures):

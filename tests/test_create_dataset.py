@@ -143,27 +143,13 @@ def test_the_summary_counts_what_the_file_holds(tiny):
 # --------------------------------------------------------------------------------------------------- where the sets are
 
 
-def test_keys_start_with_the_root_as_given(tiny, monkeypatch):
-    monkeypatch.chdir(tiny.root)
-    for root in (".", str(tiny.root), f"{tiny.root}/"):
-        done = run_here("create_dataset.py", "--voxdet-root", root, "--workers", "1")
-        assert done.returncode == 0
-        prefix = "" if root == "." else f"{root.rstrip('/')}/"
-        assert f"{prefix}OWID/P2/images/000000.jpg" in load_plainly(tiny.path("anns.pt"))
-
-
-def test_the_layout_of_voxdets_own_readme_is_found(tiny):
+@pytest.mark.parametrize("name, args", [("RoboTools", []), ("lmo", ["--robotools-path", "BOP/lmo", "--skip-owid"])])
+def test_the_layout_of_voxdets_own_readme_is_found_and_its_other_sets_can_be_named(tiny, name, args):
     tiny.path("BOP").mkdir()
-    tiny.path("RoboTools").rename(tiny.path("BOP/RoboTools"))
-    annotations = tiny.annotations()
-    assert "BOP/RoboTools/test/1/rgb/000000.png" in annotations
-
-
-def test_other_test_sets_of_the_layout_can_be_named(tiny):
-    tiny.path("BOP").mkdir()
-    tiny.path("RoboTools").rename(tiny.path("BOP/lmo"))
-    annotations = tiny.annotations("--robotools-path", "BOP/lmo", "--skip-owid")
-    assert {path.split("/")[1] for path in annotations} == {"lmo"}
+    tiny.path("RoboTools").rename(tiny.path(f"BOP/{name}"))
+    annotations = tiny.annotations(*args)
+    assert f"BOP/{name}/test/1/rgb/000000.png" in annotations
+    assert len(annotations) == (3 if args else 9)
 
 
 @pytest.mark.parametrize("option, part, skip", [("owid", "OWID", "robotools"), ("robotools", "RoboTools", "owid")])
@@ -504,14 +490,10 @@ def test_a_link_as_output_stays_a_link(tiny):
     assert load_plainly(tiny.path("target/anns.pt")) == annotations
 
 
-def test_no_file_but_the_output_appears(tiny):
+def test_no_file_but_the_output_appears_which_is_an_ordinary_torch_file(tiny):
     before = files_below(str(tiny.root))
     tiny.create()
     assert files_below(str(tiny.root)) == sorted([*before, "anns.pt"])
-
-
-def test_the_file_is_an_ordinary_torch_file(tiny):
-    tiny.create()
     with zipfile.ZipFile(str(tiny.path("anns.pt"))) as archive:
         (name,) = [name for name in archive.namelist() if name.endswith("/data.pkl")]
         assert len(pickle.loads(archive.read(name))) == 9
@@ -528,14 +510,8 @@ def test_any_number_of_entries_comes_back(tmp_path, count):
 
 
 def test_closed_streams_and_broken_pipes_lose_nothing(tiny):
-    words = (
-        sys.executable,
-        ROOT / "create_dataset.py",
-        "--voxdet-root",
-        tiny.root,
-        "--output-file",
-        tiny.path("anns.pt"),
-    )
+    words = [sys.executable, ROOT / "create_dataset.py", "--voxdet-root", tiny.root]
+    words += ["--output-file", tiny.path("anns.pt")]
     script = " ".join(shlex.quote(str(word)) for word in words)
     for ending in (">&-", "2>&-", "| true"):
         command = f"unset PYTHONUNBUFFERED; {script} --workers 1 {ending}"

@@ -21,7 +21,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from conftest import ROOT, SCRIPTS, Tiny, load_plainly, needs_proc, run_here
 from helpers import files_below, make_files, make_instre, refused, save
 from PIL import Image

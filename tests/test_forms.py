@@ -2,9 +2,7 @@
 names them."""
 
 import json
-import pickle
 import random
-import zipfile
 
 import numpy as np
 import pytest
@@ -20,7 +18,9 @@ from helpers import (
     basic_file,
     coco_list,
     compressed,
+    convert,
     counts_of,
+    decode,
     make_photograph,
     make_query,
     rectangle,
@@ -105,6 +105,10 @@ def test_listed_masks_of_queries_are_read_in_whatever_way_their_box_confirms(pic
     if make is authors_mask and box == (0, 0, 64, 48):
         expected |= {"query-mask-empty"}  # one run: a full mask looks like an empty one, and empty ones occur
     assert set(counts_of(report)) == expected
+    _, after = convert(pictures / "anns.pt")
+    if "query-mask-empty" not in expected:
+        assert np.array_equal(decode(after["q0.png"]["mask"]), mask)
+        assert after["q0.png"]["bbox"] == box
 
 
 def test_a_listed_mask_that_no_reading_brings_to_its_box_stays_an_error(pictures):
@@ -117,10 +121,15 @@ def test_a_listed_mask_that_no_reading_brings_to_its_box_stays_an_error(pictures
 
 @pytest.mark.parametrize("make", [authors_mask, without_leading_zero])
 def test_an_inverted_mask_of_a_gallery_image_is_read_as_its_box_says(pictures, make):
-    photograph = {"bbox": [(0, 0, 31, 21)], "mask": [make(rectangle(*CORNER))]}
+    masks = [rectangle(*CORNER), rectangle(*MIDDLE)]
+    boxes = [(0, 0, 31, 21), MIDDLE]
+    photograph = {"bbox": boxes, "ins": [1, 1], "mask": [make(masks[0]), compressed(masks[1])]}
     done, report = verify(save(pictures, of_owid(photograph=photograph)), pictures)
     assert done.returncode == 0, done.stdout
     assert set(counts_of(report)) - {"mask-list", "mask-row-major"} == {"mask-inverted"}
+    _, after = convert(pictures / "anns.pt")
+    assert np.array_equal([decode(mask) for mask in after["g0.png"]["mask"]], masks)
+    assert after["g0.png"]["bbox"] == boxes
 
 
 @pytest.mark.parametrize("args", [[], ["--skip-paths"]])
@@ -171,23 +180,6 @@ def test_the_basic_form_is_scored(pictures):
     features = {name: torch.tensor([1.0, n]) for n, name in enumerate(basic_file())}
     done, _, _ = score(pictures, basic_file(), "--features", features)
     assert done.returncode == 0, done.stderr
-
-
-@needs_new_torch
-def test_older_pickles_of_the_basic_form_are_read_as_well(pictures):
-    """Written by pickle alone, in protocol 2 with NumPy values, in the archive that torch.load takes."""
-
-    entries = {p: {**e, "ins": np.int64(e.get("ins", e.get("label")))} for p, e in basic_file().items()}
-    for entry in entries.values():
-        entry.pop("label", None)
-    file = pictures / "anns.pt"
-    with zipfile.ZipFile(str(file), "w") as archive:
-        archive.writestr("anns/data.pkl", pickle.dumps(entries, protocol=2))
-        archive.writestr("anns/byteorder", "little")
-        archive.writestr("anns/version", "3\n")
-    done, report = verify(file, pictures)
-    assert done.returncode == 0, done.stderr
-    assert report["statistics"][""]["instances"] == 2
 
 
 @pytest.mark.parametrize(

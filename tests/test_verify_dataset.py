@@ -148,8 +148,8 @@ def put_counts(counts):
     return lambda tiny, a: a[QUERY].update(mask={"size": [48, 64], "counts": counts})
 
 
-def rename(old, new):
-    return lambda tiny, a: a.__setitem__(new, a.pop(old))
+def rename_other(new):
+    return lambda tiny, a: a.__setitem__(new, a.pop(OTHER_QUERY))
 
 
 def only(kind):
@@ -172,8 +172,11 @@ INF, NAN = float("inf"), float("nan")
 
 # What makes the verifier report a check, and no other one.
 DAMAGE = {
-    "path-missing": [lambda tiny, a: tiny.path(QUERY).unlink(), rename(OTHER_QUERY, "OWID/\0.jpg")],
-    "path-outside": [rename(OTHER_QUERY, "../secret.jpg"), rename(OTHER_QUERY, "OWID/../../secret.jpg")],
+    "path-missing": [
+        lambda tiny, a: tiny.path(QUERY).unlink(),
+        *map(rename_other, ("OWID/\0.jpg", "\n", "\ud800.jpg", "x" * 5000, "/" * 5000)),
+    ],
+    "path-outside": [*map(rename_other, ("../secret.jpg", "OWID/../../secret.jpg"))],
     "path-not-file": [
         replace_file(QUERY, lambda path: path.mkdir()),
         replace_file(QUERY, lambda path: os.mkfifo(str(path))),
@@ -207,7 +210,7 @@ DAMAGE = {
         put(GALLERY, num_ins=[0]),
     ],
     "split-unknown": [put(QUERY, split="testing"), put(QUERY, split=[])],
-    "id-type": [*(put(QUERY, ins=value) for value in ("3", 3.0, True, -3)), put(GALLERY, ins=[None])],
+    "id-type": [*(put(QUERY, ins=value) for value in ("3", 3.0, True, -3, 2**63, 2**2000)), put(GALLERY, ins=[None])],
     "length-mismatch": [
         put(REAL_GALLERY, ins=[3]),
         put(REAL_GALLERY, bbox=[(1, 2, 4, 6)]),
@@ -230,6 +233,7 @@ DAMAGE = {
         *(put(QUERY, mask={"size": size, "counts": "0"}) for size in (["48", "64"], [-48, -64], [2**31, 2**31])),
         # Empty, none, too large a number, a foreign character, not ASCII, a negative run, a text; cut short.
         *(put_counts(counts) for counts in ("", None, "oooooooooooo0", "0 0", "\u00e90", "oO0", [1, "2"])),
+        put_counts("1" * 4_000_001),  # far too long to be decoded
         lambda tiny, a: put_counts(a[QUERY]["mask"]["counts"][:1])(tiny, a),
     ],
     # Too short, too long, a list that is too short, 2^34.
