@@ -1,4 +1,4 @@
-"""What the tests share: the sample, tiny trees to damage, the command line, and what a refusal looks like."""
+"""What the tests share: the command line, the sample, and tiny trees to damage."""
 
 import contextlib
 import copy
@@ -86,16 +86,6 @@ def run_here(script, *args):
         signal.signal(signal.SIGTERM, terminate)
     texts = [stream.buffer.getvalue().decode("utf-8") for stream in streams]
     return subprocess.CompletedProcess([script, *args], status, *texts)
-
-
-def refused(done, *words):
-    """Assert that a script refused to run, in one line that holds all of these words. Returns the line."""
-    assert (done.returncode, done.stdout) == (2, ""), done.stdout + done.stderr
-    (line,) = done.stderr.splitlines()
-    assert line.startswith("error: ")
-    for word in words:
-        assert str(word) in line
-    return line
 
 
 def load_plainly(path):
@@ -275,35 +265,6 @@ def pictures(tmp_path):
     for name in (f"{kind}{number}.png" for kind in "qg" for number in range(4)):
         (folder / name).write_bytes(plain_photograph(".png"))
     return folder
-
-
-def files_below(folder):
-    return sorted(os.path.relpath(os.path.join(at, name), folder) for at, _, names in os.walk(folder) for name in names)
-
-
-def make_annotations(folder, root):
-    """Write anns.pt of a VoxDet tree, and rankings.json of it in gallery order. Returns the options that score them."""
-    anns, rankings = folder / "anns.pt", folder / "rankings.json"
-    args = ("--voxdet-root", root, "--output-file", anns, "--relative-paths", "--workers", 1)
-    done = run_here("create_dataset.py", *args)
-    assert done.returncode == 0, done.stderr
-    annotations = load_plainly(anns)
-    gallery = [path for path, entry in annotations.items() if not entry["is_query"]]
-    rankings.write_text(json.dumps({path: gallery for path, entry in annotations.items() if entry["is_query"]}))
-    return ["--ann-file", anns, "--base-path", root, "--rankings", rankings]
-
-
-def make_instre(root, copies=0, parts=("INSTRE-S1",)):
-    """Write a tiny INSTRE: a folder of four images, two for XS and two for XXS too; `copies` are links to it."""
-    for part in parts:
-        folder = root / part / "01a_book"
-        folder.mkdir(parents=True)
-        for number, side in enumerate((30, 30, 10, 10)):
-            Image.new("RGB", (100, 100)).save(str(folder / f"{number}.jpg"))
-            (folder / f"{number}.txt").write_text(f"1 1 {side} {side}\n")
-        for number in range(copies):
-            (root / part / f"again {number}").symlink_to(folder.name)
-    return root
 
 
 needs_proc = pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="there is no /proc here")

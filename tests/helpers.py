@@ -190,6 +190,15 @@ def basic_file():
     }
 
 
+def annotated():
+    """A query and two gallery images of RoboTools, with three objects."""
+    return {
+        "q0.png": make_query(1, "RoboTools", mask=compressed(rectangle(*MIDDLE))),
+        "g0.png": make_photograph([1, 1], "RoboTools", bbox=[(0, 0, 10, 10), (20, 20, 40, 40)]),
+        "g1.png": make_photograph([1], "RoboTools", bbox=[(0, 0, 10, 10)]),
+    }
+
+
 EMPTY_QUERY = "OWID/P1/10/rgb/000001.jpg"  # the sample has it: a render that shows nothing
 
 
@@ -287,6 +296,24 @@ def verify(file, base, *args):
     report = Path(file).parent / "verification.json"
     done = run_here("verify_dataset.py", "--ann-file", file, "--base-path", base, "--report", report, *args)
     return done, json.loads(report.read_text()) if report.exists() else None
+
+
+def create(tiny, *args, strict=1):
+    """Run create_dataset.py: (process, annotations). What it writes passes; `strict` is the exit status of --strict."""
+    done, annotations = tiny.create(*args)
+    if annotations is not None:
+        assert done.returncode == 0, done.stderr
+        verified, _ = verify(tiny.root / "anns.pt", tiny.root)
+        assert verified.returncode == 0, verified.stdout
+        assert tiny.create("--strict", *args)[0].returncode == strict
+    return done, annotations
+
+
+def convert(file, *args, output="converted.pt"):
+    """Convert a file: (process, what was written or None)."""
+    target = file.parent / output
+    done = run_here("convert_annotations.py", "--ann-file", file, "--output-file", target, *args)
+    return done, load_plainly(target) if target.exists() else None
 
 
 def counts_of(report):

@@ -22,19 +22,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from conftest import (
-    ROOT,
-    SCRIPTS,
-    Tiny,
-    files_below,
-    load_plainly,
-    make_annotations,
-    make_instre,
-    needs_proc,
-    refused,
-    run_here,
-)
+from conftest import ROOT, SCRIPTS, Tiny, load_plainly, needs_proc, run_here
+from helpers import files_below, make_files, make_instre, refused, save
 from PIL import Image
 from run_fork import PYTHONS_OWN, Fork, assert_gone, living
 from tqdm import tqdm
@@ -60,7 +49,7 @@ def make_source(folder, copies):
     """A folder with an input for each script; not to be changed."""
     make_voxdet(folder / "VoxDet", copies)
     make_instre(folder / "INSTRE", copies)
-    make_annotations(folder, folder / "VoxDet")
+    make_files(folder, folder / "VoxDet")
     return folder
 
 
@@ -81,10 +70,10 @@ def long_source(tmp_path_factory):
     source = tmp_path_factory.mktemp("long")
     make_voxdet(source / "VoxDet", 4000)
     make_instre(source / "INSTRE", 5000)
-    make_annotations(source, Tiny(source / "few").root)
+    make_files(source, Tiny(source / "few").root)
     query = next(iter(load_plainly(source / "anns.pt").values()))
     # The same entry again and again is written once, so that this file is soon made.
-    torch.save({f"{number:06d}.jpg": query for number in range(300_000)}, str(source / "anns.pt"))
+    save(source, {f"{number:06d}.jpg": query for number in range(300_000)})
     return source
 
 
@@ -243,7 +232,7 @@ def signal_while_writing(number, wanted, folder):
         lines, before = set(), os.listdir(folder)
 
         def trace(frame, event, _):
-            if os.path.dirname(frame.f_code.co_filename) not in (str(ROOT), str(ROOT / "soir")):
+            if Path(frame.f_code.co_filename).parent not in (ROOT, ROOT / "soir"):
                 return None
             line = frame.f_code.co_filename, frame.f_lineno
             if event == "line" and line not in lines and (lines or os.listdir(folder) != before):
@@ -507,14 +496,22 @@ def test_a_reader_that_goes_away_costs_no_output_and_no_traceback(small_source, 
     assert all(output.stat().st_size > 200 for output in outputs)
 
 
-def test_a_terminal_shows_the_progress(small_source, tmp_path):
+@pytest.mark.parametrize(
+    "script, shown", [("create_dataset.py", b"OWID queries: 100%"), ("evaluate_retrieval.py", b"scoring: 100%")]
+)
+def test_a_terminal_shows_the_progress(small_source, tmp_path, script, shown):
     ours, terminal = pty.openpty()
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("4H", 40, 100, 0, 0))  # else tqdm finds no room for a bar
-    command = [sys.executable, str(ROOT / "create_dataset.py"), *job("create_dataset.py", small_source, tmp_path)[0]]
+    args, _ = job(script, small_source, tmp_path)
+    if script == "evaluate_retrieval.py":
+        features = {path: np.ones(8) for path in load_plainly(small_source / "anns.pt")}
+        np.savez(str(tmp_path / "features.npz"), **features)
+        args = ["--ann-file", small_source / "anns.pt", "--features", tmp_path / "features.npz"]
+    command = [sys.executable, str(ROOT / script), *args]
     done = subprocess.run([*map(str, command)], stdout=subprocess.PIPE, stderr=terminal, timeout=60)
     os.close(terminal)
     assert done.returncode == 0
-    assert b"OWID queries: 100%" in os.read(ours, 10**6)
+    assert shown in os.read(ours, 10**6)
     os.close(ours)
 
 

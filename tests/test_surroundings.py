@@ -240,14 +240,15 @@ def installation(request, clone, tmp_path_factory):
     folder = tmp_path_factory.mktemp("installation")
     subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
     (packages,) = folder.glob("lib/python*/site-packages")
-    requirements = [path for path in sys.path if path.endswith("site-packages")]
-    (packages / "requirements.pth").write_text("\n".join(requirements))
     (folder / "dist").mkdir()
     wheel = build(clone, request.param, folder / "dist")
     before = set(os.listdir(str(packages)))
     options = ["--no-deps", "--no-index", "--no-compile", "--quiet", "--disable-pip-version-check"]
     subprocess.run([str(folder / "bin" / "python"), "-m", "pip", "install", *options, str(wheel)], check=True)
-    return request.param, packages, set(os.listdir(str(packages))) - before, folder / "bin"
+    added = set(os.listdir(str(packages))) - before
+    requirements = [path for path in sys.path if path.endswith("site-packages")]
+    (packages / "requirements.pth").write_text("\n".join(requirements))
+    return request.param, packages, added, folder / "bin"
 
 
 def test_an_installation_has_the_package_the_public_face_and_a_command_for_each_script(installation):
