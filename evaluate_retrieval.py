@@ -484,6 +484,7 @@ def main() -> int:
         if len(args.runs) > 1:
             del hits, rank  # and the features, before those of the next run are read: only a single run is drawn
 
+    chosen_queries = choose_queries(args, task, scored, results[0].metrics["AP"]) if args.preview else {}
     if args.report:
         write_whole(args.report, make_report(args, task, parts, results, notes))
     if args.per_query:
@@ -511,7 +512,6 @@ def main() -> int:
     if written:
         print(f"\nwrote {', '.join(written)}")
     if args.preview:  # last, since its images may not be there
-        chosen_queries = choose_queries(args, task, scored, results[0].metrics["AP"])
         pages = draw_rankings(chosen_queries, dict(rank(list(chosen_queries))), task, base_path)
         names = page_names(args.preview, len(pages))
         check_outputs([*outputs[:-1], *names], inputs)

@@ -163,7 +163,9 @@ def _in_words(item: Any) -> str:
     if isinstance(item, dict):
         return f"a dict with {', '.join(map(shorten, list(item)[:4])) or 'no keys'}"
     if isinstance(item, (list, tuple)):
-        return f"a list that begins with {_in_words(item[0])}" if item else "an empty list"
+        first = item[0] if item else None
+        kind = f"a {type(first).__name__}" if isinstance(first, (list, tuple, dict)) else _in_words(first)
+        return f"a list that begins with {kind}" if item else "an empty list"
     return f"{shorten(item)} ({type(item).__name__})" if isinstance(item, (int, float)) else f"a {type(item).__name__}"
 
 

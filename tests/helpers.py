@@ -274,9 +274,12 @@ def make_instre(root, copies=0, parts=("INSTRE-S1",)):
 # --------------------------------------------------------------------------------------------------- what a script says
 
 
-def refused(done, *words):
-    """Assert that a script refused to run, in one line that holds all of these words. Returns the line."""
-    assert (done.returncode, done.stdout) == (2, ""), done.stdout + done.stderr
+def refused(done, *words, printed=False):
+    """Assert that a script could not do its work and said so in one line that holds all of these words: the line.
+
+    printed  whether it printed something before
+    """
+    assert (done.returncode, bool(done.stdout)) == (2, printed), done.stdout + done.stderr
     (line,) = done.stderr.splitlines()
     assert line.startswith("error: ")
     for word in words:

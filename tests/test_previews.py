@@ -225,8 +225,9 @@ def test_a_page_takes_no_place_of_an_image(pages):
     pages.annotations["p-2.png"] = {**pages.annotations[REAL_GALLERY], "ins": [0] * 50}
     pages.save_image("p-2.png", Image.new("RGB", (640, 480)))
     before = pages.path("p-2.png").read_bytes()
-    for done in (pages.verify("--preview-count", 50), pages.evaluate(["p-2.png"], "--worst", 50)):
-        refused(done, "p-2.png", "is an image of the annotation file")
+    refused(pages.verify("--preview-count", 50), "p-2.png", "is an image of the annotation file")
+    done = pages.evaluate(["p-2.png"], "--worst", 50)
+    refused(done, "p-2.png", "is an image of the annotation file", printed=True)
     assert pages.path("p-2.png").read_bytes() == before
     assert not pages.path("p-1.png").exists()
 
@@ -273,7 +274,10 @@ def test_a_picture_is_named_png(picture, name):
 
 def test_a_preview_whose_images_are_not_found_is_not_drawn_black(picture, tmp_path):
     args = ("--base-path", tmp_path)
-    refused(picture.evaluate([], *args), "where are they? --base-path")
+    done = picture.evaluate([REAL_GALLERY], *args, "--report", tmp_path / "report.json")
+    refused(done, "where are they? --base-path", printed=True)  # after the scores
+    assert "test queries, test images" in done.stdout
+    assert (tmp_path / "report.json").exists()
     refused(picture.verify("--skip-paths", *args), "--base-path", "preview")
     assert "nothing to preview" in picture.verify(*args).stdout
     assert not picture.file.exists()

@@ -16,7 +16,8 @@ import zlib
 import pytest
 import setuptools
 import torch
-from conftest import ROOT, SCRIPTS, files_below, load_plainly, run_here, run_script
+from conftest import ROOT, SCRIPTS, load_plainly, run_here, run_script
+from helpers import files_below
 from PIL import Image
 
 from soir.console import VERSION
