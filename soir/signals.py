@@ -1,6 +1,7 @@
-"""Signals: let Ctrl-C and SIGTERM wait for a moment, or end the process at once.
+"""Signals: let Ctrl-C and SIGTERM wait for a moment.
 
-Only the main thread can set handlers of signals; in any other, both do nothing. A signal that is ignored stays ignored.
+Only the main thread can set handlers of signals; in any other, this does nothing. A signal that is ignored stays
+ignored.
 """
 
 from __future__ import annotations
@@ -29,20 +30,6 @@ def signals_later() -> Iterator[None]:
             signal.signal(number, handler)
     for number, frame in came[:1]:
         handlers[number](number, frame)
-
-
-@contextmanager
-def signals_at_once() -> Iterator[None]:
-    """Let Ctrl-C and SIGTERM end the process at once, without a word: a handler in Python would run when a call in C,
-    which may take hours for a hostile file, has returned."""
-    handlers = _handlers()
-    try:
-        for number in handlers:
-            signal.signal(number, signal.SIG_DFL)
-        yield
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
 
 
 def _handlers() -> dict[int, Any]:

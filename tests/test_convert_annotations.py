@@ -8,7 +8,7 @@ import numpy as np
 import pycocotools.mask as coco_mask
 import pytest
 import torch
-from conftest import load_plainly, needs_new_torch, run_here
+from conftest import load_plainly, run_here
 from pycocotools.coco import COCO
 from test_forms import (
     CORNER,
@@ -51,7 +51,6 @@ def pixels_of(truth_mask, size):
 # -------------------------------------------------------------------------------------------------------------- upgrade
 
 
-@needs_new_torch
 def test_the_authors_file_becomes_what_create_dataset_writes(voxdet, sample_file, tmp_path):
     root, truth = voxdet
     before = save(tmp_path, authors_file(truth))

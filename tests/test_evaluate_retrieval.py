@@ -14,7 +14,7 @@ import zipfile
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, load_plainly, needs_new_torch, refused, run_here
+from conftest import ROOT, load_plainly, refused, run_here
 from PIL import Image
 from scipy import stats
 
@@ -230,7 +230,6 @@ def test_ties_of_every_form_are_in_gallery_order(tmp_path, form):
         assert float(row["AP"]) == pytest.approx(average_precision(ranked, relevant_paths(annotations, query)))
 
 
-@needs_new_torch
 def test_the_results_file_of_the_papers_code_is_read(tmp_path):
     """As its search saves it: a dict of lists, arrays of NumPy beside, an image once per object of it."""
     rng = random.Random(32)

@@ -9,7 +9,7 @@ import numpy as np
 import pycocotools.mask as coco_mask
 import pytest
 import torch
-from conftest import load_plainly, needs_new_torch, refused, run_here
+from conftest import load_plainly, refused, run_here
 from PIL import Image
 
 EMPTY_QUERY = "OWID/P1/10/rgb/000001.jpg"  # the sample has it: a render that shows nothing
@@ -145,7 +145,6 @@ def compressed(mask):
 # ------------------------------------------------------------------------------------------------ the authors' own form
 
 
-@needs_new_torch
 @pytest.mark.parametrize("with_empty_query", [True, False])
 def test_the_authors_file_passes_with_warnings_that_count_what_is_odd(voxdet, tmp_path, with_empty_query):
     root, truth = voxdet
@@ -167,7 +166,6 @@ def test_the_authors_file_passes_with_warnings_that_count_what_is_odd(voxdet, tm
     assert verify(file, root, "--strict")[0].returncode == 1
 
 
-@needs_new_torch
 def test_the_authors_file_scores_as_ours_on_the_same_images(voxdet, sample_file, tmp_path):
     """Theirs names no splits, by which a train query of OWID leaves out val images: so ours is to name none here."""
     root, truth = voxdet
@@ -308,7 +306,6 @@ def test_a_preview_of_whole_images_can_be_drawn(pictures):
     assert preview.exists()
 
 
-@needs_new_torch
 def test_older_pickles_of_the_basic_form_are_read_as_well(pictures):
     """Written by pickle alone, in protocol 2 with NumPy values, in the archive that torch.load takes."""
     import zipfile
@@ -473,7 +470,6 @@ RUBBISH += [{"size": [48, 64], "counts": [0, 10, 3062], "transpose": False}, [{"
 FIELDS = ["bbox", "mask", "is_query", "ins", "set", "num_ins", "label", "split", "obj_name"]
 
 
-@needs_new_torch
 @pytest.mark.parametrize("seed", range(40))
 def test_any_value_in_any_field_is_read_or_refused_and_what_is_converted_passes(pictures, seed):
     rng = random.Random(seed)

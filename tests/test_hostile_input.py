@@ -12,7 +12,7 @@ import zlib
 import numpy as np
 import pytest
 import torch
-from conftest import load_plainly, make_annotations, make_instre, needs_new_torch, needs_proc, refused, run_here
+from conftest import load_plainly, make_annotations, make_instre, needs_proc, refused, run_here
 from hostile_pickles import Call, dict_opcodes, hostile_values, zip_pickle
 from PIL import Image
 from run_fork import run_bounded
@@ -306,7 +306,6 @@ BOXES = {
 }
 
 
-@needs_new_torch
 @needs_proc
 @pytest.mark.parametrize("name", BOXES)
 def test_a_preview_is_drawn_whatever_the_boxes(base, name):

@@ -12,7 +12,7 @@ import numpy as np
 import pycocotools.mask as coco_mask
 import pytest
 import torch
-from conftest import needs_new_torch, run_here
+from conftest import run_here
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
@@ -196,7 +196,6 @@ def checked(entries):
     return found
 
 
-@needs_new_torch
 @settings(max_examples=EXAMPLES // 4)
 @given(st.lists(strings(), min_size=1, max_size=30))
 def test_what_the_verifier_accepts_pycocotools_decodes_to_h_x_w(many):

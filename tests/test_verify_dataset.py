@@ -9,7 +9,7 @@ import numpy as np
 import pycocotools.mask as coco_mask
 import pytest
 import torch
-from conftest import needs_new_torch, run_here
+from conftest import run_here
 from PIL import Image
 
 import verify_dataset
@@ -136,14 +136,12 @@ def test_instre_entries_without_masks_pass(tiny):
     assert report["published"]["INSTRE-XS"]["object_size_mean"] == 6.6
 
 
-@needs_new_torch
 def test_counts_of_any_bytes_are_checked(tiny):
     annotations = tiny.annotations()
     put_counts(b"\xff\x00\x80")(tiny, annotations)
     assert {issue["check"] for issue in verify(tiny, annotations)[1]["issues"]} == {"mask-malformed"}
 
 
-@needs_new_torch
 def test_numpy_values_and_defaultdicts_of_older_files_load(tiny):
     annotations = tiny.annotations()
     old = collections.defaultdict(dict)
