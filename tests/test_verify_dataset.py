@@ -7,7 +7,7 @@ import time
 
 import numpy as np
 import pytest
-from conftest import needs_new_torch, run_here
+from conftest import run_here
 from helpers import compressed, make_photograph, make_query, rectangle, save, verify
 from PIL import Image
 
@@ -107,7 +107,6 @@ def test_instre_entries_without_masks_pass(pictures):
     assert done.returncode == 0, done.stdout
 
 
-@needs_new_torch
 def test_numpy_values_and_defaultdicts_of_older_files_load(tiny):
     annotations = tiny.annotations()
     old = collections.defaultdict(dict)
@@ -268,7 +267,6 @@ def test_damage_is_named_for_what_it_is_and_nothing_else_is_reported(tiny, name,
     assert check(tiny, annotations, "--strict")[0].returncode == 1
 
 
-@needs_new_torch
 def test_counts_of_any_bytes_are_checked(tiny):
     annotations = tiny.annotations()
     put_counts(b"\xff\x00\x80")(tiny, annotations)
