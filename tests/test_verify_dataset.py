@@ -273,6 +273,15 @@ def test_counts_of_any_bytes_are_checked(tiny):
     assert checks_of(check(tiny, annotations)[1]) == {"mask-malformed"}
 
 
+@pytest.mark.parametrize("out, found", [(1, set()), (1.1, {"box-outside"})])
+@pytest.mark.parametrize("side", range(4))
+def test_a_box_may_reach_a_pixel_out_of_its_image(tiny, side, out, found):
+    annotations, box = tiny.annotations(), [5, 6, 12, 14]
+    box[side] = (-out, -out, 64 + out, 48 + out)[side]
+    annotations[REAL_GALLERY]["bbox"][1] = tuple(box)
+    assert checks_of(check(tiny, annotations)[1]) == found
+
+
 @pytest.mark.parametrize("shift, found", [(2, set()), (-2, set()), (3, {"gallery-box"}), (-3, {"gallery-box"})])
 @pytest.mark.parametrize("axis", [0, 1])
 def test_a_mask_may_reach_two_pixels_out_of_its_box(tiny, axis, shift, found):
