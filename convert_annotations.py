@@ -57,7 +57,7 @@ def read_source(path: str, find_size: SizeFinder) -> Source:
     upgraded, empty_queries = Findings(), set()
 
     def note(check: str, name: Any, detail: str) -> None:
-        upgraded.notice(f"{check}: {rules.FORM_CHECKS[check]}", shorten(name))
+        upgraded.notice(f"{check}: {rules.CHECKS[check][1]}", shorten(name))
         if check == "query-mask-empty":
             empty_queries.add(name)
 
@@ -108,7 +108,7 @@ def keep_sound_masks(annotations: Annotations, findings: Findings) -> Annotation
         sizes = {reading.size for reading in own if reading.size}
         if len(sizes) > 1:
             findings.skip("gallery image whose masks differ in size", path)
-        elif any(True for size in sizes for _ in rules.extent_faults(entry, size)):
+        elif any(True for size in sizes for _ in rules.extent_errors(entry, size)):
             findings.skip("entry with an error (box-outside, see verify_dataset.py)", path)
         elif not any(reasons):
             sound[path] = entry
@@ -119,9 +119,9 @@ def keep_sound_masks(annotations: Annotations, findings: Findings) -> Annotation
 
 def fault_of_mask(reading: MaskReading, box: EntryBox, entry: Entry) -> str:
     """Why the mask of an object cannot be kept; "" if it can."""
-    if not reading.fault and not reading.size:
+    if not reading.error and not reading.size:
         return "whose mask is polygons, of an image that is not there to say how large it is (--base-path?)"
-    for check, _ in rules.mask_faults(reading, box, entry["is_query"]):
+    for check, _ in rules.mask_errors(reading, box, entry["is_query"]):
         if check != "gallery-box-loose":
             return f"whose mask has an error ({check}, see verify_dataset.py)"
     return ""

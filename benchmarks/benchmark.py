@@ -360,7 +360,7 @@ def bench_paths(folder: str, repeats: int) -> Iterator[Row]:
             Image.open(path).close()
 
     def ours() -> None:
-        issues = verify_dataset.Issues()
+        issues = verify_dataset.Report()
         verify_dataset.check_paths(paths, None, {}, issues)
         assert not issues.counts, issues.kept[:3]
 

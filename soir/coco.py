@@ -209,7 +209,7 @@ def usable_objects(
             findings.skip("annotation that occurs twice", image.path)
             continue
         if mask is not None:
-            doubt = geometry.doubt_of_mask(mask_box, box)
+            doubt = geometry.contradiction(mask_box, box)
             if doubt == "reaching":
                 doubts.reaching.append((annotation, image.size))
                 if not doubts.is_kept:
@@ -312,7 +312,7 @@ def possible_meanings(annotation: Annotation, size: Size) -> Iterator[str]:
 
 
 def agree(box: Any, mask: np.ndarray | None, size: Size) -> bool:
-    """Whether a box lies in its image and agrees with the box of its mask (see `doubt_of_mask`), if there is a mask.
+    """Whether a box lies in its image and does not contradict the box of its mask, if there is a mask.
 
     box   (x1, y1, x2, y2), half-open
     mask  uint8 [height, width], or None
@@ -325,7 +325,7 @@ def agree(box: Any, mask: np.ndarray | None, size: Size) -> bool:
         return False
     ys, xs = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     mask_box = int(xs[0]), int(ys[0]), int(xs[-1]) + 1, int(ys[-1]) + 1
-    return not geometry.doubt_of_mask(mask_box, box)
+    return not geometry.contradiction(mask_box, box)
 
 
 def is_inside(box: Any, size: Size) -> bool:

@@ -1,48 +1,29 @@
-"""TODO published."""
+"""The published figures: of the data sets, and mAP of retrieval methods. docs/scoring.md says where they stand."""
 
 from __future__ import annotations
 
 from typing import Any
 
-# The published figures (table 1 of the paper, and its text): objects annotated in an image, objects that a detector
-# finds in it ("#Obj OVD"), and object size in % of the image, all mean. Those of VoxDet-SoIR are RoboTools': 9,109
-# annotations on 1,580 images.
-FIGURES: dict[str, dict[str, Any]] = {
-    "RoboTools": {
-        "name": "VoxDet-SoIR",
-        "objects_per_image_mean": 5.8,
-        "detected_per_image_mean": 14.7,
-        "object_size_mean": 1.1,
-    },
-    "INSTRE-S1": {
-        "name": "INSTRE (S1)",
-        "objects_per_image_mean": 1,
-        "detected_per_image_mean": 1.8,
-        "object_size_mean": 21.0,
-    },
-    "INSTRE-XS": {
-        "name": "INSTRE-XS",
-        "objects_per_image_mean": 1,
-        "detected_per_image_mean": 1.8,
-        "object_size_mean": 6.6,
-        "queries": 2428,
-        "gallery_images": 2065,
-    },
-    "INSTRE-XXS": {
-        "name": "INSTRE-XXS",
-        "objects_per_image_mean": 1,
-        "detected_per_image_mean": 1.9,
-        "object_size_mean": 2.2,
-        "queries": 106,
-        "gallery_images": 120,
-    },
+
+def _row(name: str, objects: float, detected: float, share: float, **numbers: int) -> dict[str, Any]:
+    figures = {"objects_per_image_mean": objects, "detected_per_image_mean": detected, "object_size_mean": share}
+    return {"name": name, **figures, **numbers}
+
+
+# Table 1 of the paper, and its text: objects annotated in an image, objects that a detector finds in it ("#Obj OVD"),
+# and object size in % of the image, all mean. Those of VoxDet-SoIR are RoboTools': 9,109 annotations on 1,580 images.
+FIGURES = {
+    "RoboTools": _row("VoxDet-SoIR", 5.8, 14.7, 1.1),
+    "INSTRE-S1": _row("INSTRE (S1)", 1, 1.8, 21.0),
+    "INSTRE-XS": _row("INSTRE-XS", 1, 1.8, 6.6, queries=2428, gallery_images=2065),
+    "INSTRE-XXS": _row("INSTRE-XXS", 1, 1.9, 2.2, queries=106, gallery_images=120),
 }
 
-# The published mAP in %, of single descriptors of images (the README of the paper's code), by set, and by whether the
-# model was fine-tuned. The paper calls the test set of RoboTools VoxDet.
 # Of how many queries and gallery images the published mAP is.
 COUNTS = {"RoboTools": (2000, 1580), "INSTRE-XS": (2428, 2065), "INSTRE-XXS": (106, 120), "PerMiR": (150, 450)}
 
+# mAP in %, of single descriptors of images (the README of the paper's code), by set, and by whether the model was
+# fine-tuned. The paper calls the test set of RoboTools VoxDet.
 MAP = {
     "RoboTools": {
         "zero-shot": {

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import array
 import math
-from typing import Any, Iterable, Iterator, NamedTuple, Tuple
+from typing import Any, Iterable, Iterator, NamedTuple, Sequence, Tuple
 
 import numpy as np
 import pycocotools.mask as coco_mask
@@ -80,6 +80,20 @@ def compress_runs(runs: np.ndarray, size: tuple[int, int]) -> Rle:
     return {"size": [height, width], "counts": rle["counts"].decode("ascii")}
 
 
+def as_runs(counts: Any) -> np.ndarray | None:
+    """A list of run lengths, from a file -> uint32 [N]; None if it is not a list of integers from 0 to 2^32 - 1."""
+    try:
+        # The strictest and fastest conversion: no floats, no text.
+        return None if bool in map(type, counts) else np.asarray(array.array("I", counts))
+    except (TypeError, OverflowError):
+        return None
+
+
+def fills(runs: np.ndarray, size: Sequence[int]) -> bool:
+    """Whether run lengths, uint32 [N], sum up to height * width."""
+    return bool(runs.sum(dtype=np.uint64) == size[0] * size[1])
+
+
 def compress_rle(record: Rle) -> Rle:
     """RLE of a COCO file, its counts a list or compressed -> compressed RLE. Raises ValueError if it is not valid."""
     size, counts = record.get("size"), record["counts"]
@@ -89,15 +103,12 @@ def compress_rle(record: Rle) -> Rle:
         if len(counts) > MAX_COUNTS:
             raise ValueError("counts are far too long")
         counts = decode_counts([counts.encode("utf-8", "surrogatepass")])[0].tolist()
-    try:
-        if bool in map(type, counts):
-            raise TypeError("true is no run length")
-        runs = np.asarray(array.array("I", counts))  # the strictest and fastest conversion: no floats, no text
-    except (TypeError, OverflowError):
-        raise ValueError("counts are not run lengths") from None
+    runs = as_runs(counts)
+    if runs is None:
+        raise ValueError("counts are not run lengths")
     if not is_image_size(size):
         raise ValueError("size is not [height, width] of an image")
-    if not runs.size or runs.sum(dtype=np.uint64) != size[0] * size[1]:
+    if not fills(runs, size):
         raise ValueError("run lengths do not fill the image")
     return compress_runs(runs, (size[0], size[1]))
 
@@ -118,10 +129,16 @@ def read_segmentation(segmentation: Any, size: tuple[int, int]) -> tuple[Rle, Ma
         raise ValueError("no segmentation")
     if rle["size"] != list(size):
         raise ValueError("its size is not the image's")
-    x, y, box_width, box_height = map(int, coco_mask.toBbox(rle))
-    if not box_width:
+    (box,) = boxes_of_masks([rle])
+    if box is None:
         raise ValueError("no pixel is set")
-    return rle, (x, y, x + box_width, y + box_height)
+    return rle, box
+
+
+def boxes_of_masks(masks: list[Rle]) -> list[MaskBox | None]:
+    """Half-open boxes of valid compressed masks that have no run of length 0 but the first; None of an empty one."""
+    boxes = np.array(coco_mask.toBbox(masks), dtype=int).tolist()
+    return [(x, y, x + width, y + height) if width else None for x, y, width, height in boxes]
 
 
 def draw_polygons(polygons: list[Any], size: tuple[int, int]) -> Rle:
@@ -174,10 +191,10 @@ def polygons_size(polygons: Any) -> tuple[int, int]:
 class MaskReading(NamedTuple):
     """What a mask of an annotation file, which may be anything, turns out to be."""
 
-    fault: str | None  # the check of verify_dataset.py that it fails
+    error: str | None  # the check of verify_dataset.py that it fails
     detail: str = ""
     size: tuple[int, int] | None = None  # (height, width), where an image can have it
-    box: MaskBox | None = None  # of its foreground; None if it has none, or a fault
+    box: MaskBox | None = None  # of its foreground; None if it has none, or an error
 
 
 def examine_masks(masks: Iterable[Any]) -> Iterator[MaskReading]:
@@ -197,27 +214,25 @@ def examine_masks(masks: Iterable[Any]) -> Iterator[MaskReading]:
 
 def _examine_chunk(masks: list[Any]) -> list[MaskReading]:
     readings = [_examine_form(mask) for mask in masks]
-    chosen = [index for index, reading in enumerate(readings) if not reading.fault and not reading.box]
-    if chosen:
-        strings = [_as_bytes(masks[index]["counts"]) for index in chosen]
-        sizes = np.array([masks[index]["size"] for index in chosen], dtype=np.int64)
-        for index, (fault, detail, box) in zip(chosen, _examine_compressed(strings, sizes)):
-            readings[index] = MaskReading(fault, detail, readings[index].size, box)
+    chosen = [index for index, reading in enumerate(readings) if not reading.error and not reading.box]
+    for index, reading in zip(chosen, _examine_compressed([masks[index] for index in chosen])):
+        readings[index] = reading
     return readings
 
 
 def _examine_form(mask: Any) -> MaskReading:
-    """All that is cheap to find out about a mask. One without a fault has a box only if nothing is left to find out."""
+    """All that is cheap to find out about a mask. If it has a box already, nothing is left to find out."""
     if not isinstance(mask, dict) or not is_image_size(mask.get("size")):
         if is_polygons(mask):
             return _examine_polygons(mask)
         return MaskReading("mask-malformed", "size is not [height, width] of an image")
     (height, width), counts = mask["size"], mask.get("counts")
     size = height, width
-    if isinstance(counts, list):  # soir_forms.py compresses the valid ones
-        if not counts or not all(type(run) is int and run >= 0 for run in counts):
+    if isinstance(counts, list):  # soir/forms.py compresses the valid ones
+        runs = as_runs(counts)
+        if runs is None or not runs.size:
             return MaskReading("mask-malformed", "counts are no run lengths", size)
-        if sum(counts) != height * width:
+        if not fills(runs, size):
             return MaskReading("mask-fill", "", size)
         return MaskReading("mask-malformed", "counts is a list, not compressed", size)
     if not isinstance(counts, bytes) and not (isinstance(counts, str) and counts.isascii()):
@@ -233,80 +248,44 @@ def _examine_polygons(polygons: Any) -> MaskReading:
         rle = draw_polygons([list(polygon) for polygon in polygons], polygons_size(polygons))
     except ValueError as error:
         return MaskReading("mask-malformed", str(error))
-    x, y, width, height = map(int, coco_mask.toBbox(rle))
-    if not width:
-        return MaskReading("mask-empty")
-    return MaskReading(None, "", None, (x, y, x + width, y + height))
+    (box,) = boxes_of_masks([rle])
+    return MaskReading(None if box else "mask-empty", box=box)
 
 
 def _as_bytes(counts: str | bytes) -> bytes:
     return counts if isinstance(counts, bytes) else counts.encode("ascii")
 
 
-def _examine_compressed(strings: list[bytes], sizes: np.ndarray) -> list[tuple[str | None, str, MaskBox | None]]:
-    """(fault, detail, box) of compressed masks; sizes is int64 [masks, 2], (height, width) of each."""
-    runs, ends = decode_counts(strings)
+def _examine_compressed(masks: list[Rle]) -> list[MaskReading]:
+    """Examine masks whose size and type of counts are sound."""
+    runs, ends = decode_counts([_as_bytes(mask["counts"]) for mask in masks])
     starts = np.concatenate(([0], ends[:-1]))
-    malformed = "mask-malformed", "counts is cut short or has a character that does not belong", None
-    results: list[tuple[str | None, str, MaskBox | None]] = [malformed] * len(strings)
-    sound = np.flatnonzero(ends > starts)  # the others have no runs, so those of the sound ones lie side by side
-    if not sound.size:
-        return results
-    starts, ends, heights = starts[sound], ends[sound], sizes[sound, 0]
-    pixels = heights * sizes[sound, 1]
-    negative = np.minimum.reduceat(runs, starts) < 0
-    unfilled = np.add.reduceat(runs, starts) != pixels
-    unfilled |= np.maximum.reduceat(runs, starts) > pixels  # so that the sum cannot have overflowed
-    owner = np.repeat(np.arange(sound.size), ends - starts)
-    foreground = (np.arange(runs.size) - starts[owner]) % 2 == 1
-    empty = np.bincount(owner, weights=foreground * runs, minlength=sound.size) == 0
-    good = ~(negative | unfilled | empty)
-    boxes = _boxes_of_runs(runs, owner, foreground & good[owner], heights).tolist()
-    for index, position in enumerate(sound.tolist()):
-        if good[index]:
-            x1, y1, x2, y2 = boxes[index]
-            results[position] = None, "", (x1, y1, x2, y2)
-        elif negative[index]:
-            results[position] = "mask-malformed", "counts holds a negative run", None
+    readings: list[MaskReading] = []
+    sound: dict[int, Rle] = {}  # index -> the mask, without runs of length 0 but the first
+    for mask, start, end in zip(masks, starts.tolist(), ends.tolist()):
+        (height, width), own = mask["size"], runs[start:end]
+        error, detail = None, ""
+        if not own.size:
+            error, detail = "mask-malformed", "counts is cut short or has a character that does not belong"
+        elif own.min() < 0:
+            error, detail = "mask-malformed", "counts holds a negative run"
+        elif own.max() > height * width or own.sum() != height * width:  # the first, since the sum could overflow
+            error = "mask-fill"
+        elif own[1:].all():
+            sound[len(readings)] = mask
         else:
-            results[position] = "mask-fill" if unfilled[index] else "mask-empty", "", None
-    return results
-
-
-def _boxes_of_runs(runs: np.ndarray, owner: np.ndarray, foreground: np.ndarray, heights: np.ndarray) -> np.ndarray:
-    """Half-open boxes, int64 [masks, 4], of column-major masks from their runs; those without foreground are undefined.
-
-    runs, owner, foreground  [N], of every run its length, the index of its mask, and whether it is to count
-    heights                  [masks], of their images
-    """
-    total = np.cumsum(runs)
-    base = np.zeros(len(heights), dtype=np.int64)
-    firsts = np.flatnonzero(np.concatenate(([True], owner[1:] != owner[:-1])))
-    base[owner[firsts]] = total[firsts] - runs[firsts]
-    chosen = foreground & (runs > 0)
-    owner, runs, stops = owner[chosen], runs[chosen], total[chosen]
-    stops = stops - base[owner]
-    starts = stops - runs
-    height = heights[owner]
-    left, right = starts // height, (stops - 1) // height
-    one_column = left == right
-    top = np.where(one_column, starts % height, 0)
-    bottom = np.where(one_column, (stops - 1) % height, height - 1)
-    boxes = np.zeros((len(heights), 4), dtype=np.int64)
-    if owner.size:
-        firsts = np.flatnonzero(np.concatenate(([True], owner[1:] != owner[:-1])))
-        for column, (values, reduce) in enumerate(
-            ((left, np.minimum), (top, np.minimum), (right + 1, np.maximum), (bottom + 1, np.maximum))
-        ):
-            boxes[owner[firsts], column] = reduce.reduceat(values, firsts)
-    return boxes
+            sound[len(readings)] = compress_runs(own.astype(np.uint32), (height, width))
+        readings.append(MaskReading(error, detail, (height, width)))
+    for index, box in zip(sound, boxes_of_masks(list(sound.values()))):
+        readings[index] = readings[index]._replace(error=None if box else "mask-empty", box=box)
+    return readings
 
 
 def decode_mask(mask: Any) -> np.ndarray:
     """A compressed mask of an annotation file -> bool [height, width]. Raises ValueError if it is not valid."""
     (reading,) = examine_masks([mask])
-    if reading.fault and reading.fault != "mask-empty" or not isinstance(mask, dict):
-        raise ValueError(f"{reading.fault} {reading.detail}".strip())
+    if reading.error and reading.error != "mask-empty" or not isinstance(mask, dict):
+        raise ValueError(f"{reading.error} {reading.detail}".strip())
     height, width = mask["size"]
     runs = decode_counts([_as_bytes(mask["counts"])])[0]
     return np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(width, height).T.copy()
@@ -335,24 +314,17 @@ def decode_counts(strings: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
     values = np.add.reduceat((code & 31).astype(np.int64) << (5 * np.minimum(shifts, 7)), first)
     values -= (code[last] >> 4 & 1).astype(np.int64) << (5 * np.minimum(digits, 7))
 
-    before = np.cumsum(is_last)[stops - 1] * (stops > 0)  # numbers up to the end of each string
-    owner = np.repeat(np.arange(len(strings)), np.diff(before, prepend=0))  # the mask that each number belongs to
-    malformed = np.zeros(len(strings), dtype=bool)
-    malformed[owner[(digits > 7) | (code[last] > 31)]] = True  # over 35 bits, or cut short
-    malformed[np.searchsorted(stops, np.flatnonzero(code > 63), side="right")] = True
-    if malformed.any():
-        keep = ~malformed[owner]
-        values, owner = values[keep], owner[keep]
-
-    lengths = np.bincount(owner, minlength=len(strings))
-    ends = np.cumsum(lengths)
-    starts = ends - lengths
-    odd = (np.arange(values.size) - np.repeat(starts, lengths)) % 2 == 1
-    runs = np.empty_like(values)
-    for chain, step in ((odd, 0), (~odd, 1)):  # the differences run along every other number, but for the first
-        total = np.concatenate(([0], np.cumsum(values * chain)))
-        base = total[np.minimum(starts + step, values.size)]
-        np.copyto(runs, total[1:] - np.repeat(base, lengths), where=chain)
-    firsts = starts[lengths > 0]
-    runs[firsts] = values[firsts]
-    return runs, ends
+    ends = np.searchsorted(last, stops)  # how many numbers end before the end of each string
+    bad = np.concatenate((np.flatnonzero(code > 63), last[(digits > 7) | (code[last] > 31)]))  # over 35 bits, cut short
+    if bad.size:
+        lengths = np.diff(ends, prepend=0)
+        malformed = np.zeros(len(strings), dtype=bool)
+        malformed[np.searchsorted(stops, bad, side="right")] = True
+        values = values[np.repeat(~malformed, lengths)]
+        ends = np.cumsum(np.where(malformed, 0, lengths))
+    start = 0
+    for end in ends.tolist():  # the runs of odd places, and those of even places but the first, are sums of differences
+        for offset in (1, 2):
+            np.cumsum(values[start + offset : end : 2], out=values[start + offset : end : 2])
+        start = end
+    return values, ends

@@ -17,7 +17,7 @@ from soir.entry import SPLITS, Annotations, difficulty, is_meant, set_of
 from soir.features import as_features
 from soir.files import SoirError
 from soir.findings import Findings, shorten, show_progress
-from soir.forms import check_sound, in_current_form, size_finder, size_of_image
+from soir.forms import check_sound, read_forms, size_finder, size_of_image
 from soir.metrics import mean_interval, score_hits, tie_spread
 from soir.protocol import RANKS, Hits, Task, find_in_rankings, make_task, name_of_instances, shown_of
 from soir.rankings import rank_as_listed
@@ -272,7 +272,9 @@ def evaluate(
     find_size = size_finder(base_path and os.path.abspath(base_path))
     findings, left_out = Findings(), Findings()
     with show_progress(progress):
-        sound = check_sound(in_current_form(annotations, find_size), "the annotations")
+        current = dict(annotations)
+        read_forms(current, find_size)
+        sound = check_sound(current, "the annotations")
         task = make_task(*choose_entries(sound, "the annotations", set_name, split), find_size)
         scored = find_scored(task, left_out)
         if features is not None:

@@ -23,8 +23,6 @@ sys.path[:0] = [str(ROOT), str(ROOT / "examples"), str(ROOT / "tests")]
 
 import make_sample  # noqa: E402
 
-from soir import torch_archives  # noqa: E402
-
 SCRIPTS = [
     "create_dataset.py",
     "create_instre_subsets.py",
@@ -121,51 +119,6 @@ def sample_file(voxdet, tmp_path_factory):
 
 
 torch.set_num_threads(1)  # a fork would wait for the threads of OpenMP, which it does not have
-
-
-class ForkedChild:
-    """In place of the child that tries a file: a fork of the test runner, which has torch already."""
-
-    def __init__(self, path, arrays):
-        stdin, stdout = os.pipe(), os.pipe()
-        self.pid = os.fork()
-        if self.pid == 0:
-            try:
-                os.dup2(stdin[0], 0)
-                os.dup2(stdout[1], 1)
-                for end in stdin + stdout:
-                    os.close(end)
-                torch_archives._child(path, arrays)
-            finally:
-                os._exit(99)
-        os.close(stdin[0])
-        os.close(stdout[1])
-        self.stdin, self.stdout = open(stdin[1], "wb"), open(stdout[0], "rb")  # noqa: SIM115
-        self.returncode = None
-
-    def wait(self):
-        if self.returncode is None:
-            status = os.waitpid(self.pid, 0)[1]
-            self.returncode = -os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
-        return self.returncode
-
-    def kill(self):
-        if self.returncode is None:
-            os.kill(self.pid, signal.SIGKILL)
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.stdin.close()
-        self.stdout.close()
-        self.wait()
-
-
-@pytest.fixture(autouse=True)
-def quick_child(request, monkeypatch):
-    if "real_child" not in request.fixturenames:
-        monkeypatch.setattr(torch_archives, "_start_child", ForkedChild)
 
 
 @functools.lru_cache(maxsize=None)
@@ -268,8 +221,3 @@ def pictures(tmp_path):
 
 
 needs_proc = pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="there is no /proc here")
-
-needs_new_torch = pytest.mark.skipif(
-    [int(part) for part in torch.__version__.split(".")[:2]] < [2, 6],
-    reason="torch before 2.6 does not load NumPy values, defaultdicts and bytes without running them",
-)

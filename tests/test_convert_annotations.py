@@ -8,7 +8,7 @@ import numpy as np
 import pycocotools.mask as coco_mask
 import pytest
 import torch
-from conftest import load_plainly, needs_new_torch, run_here
+from conftest import load_plainly, run_here
 from helpers import (
     CORNER,
     EMPTY_QUERY,
@@ -45,7 +45,6 @@ def random_rankings(annotations):
 # -------------------------------------------------------------------------------------------------------------- upgrade
 
 
-@needs_new_torch
 def test_the_authors_file_becomes_what_create_dataset_writes(voxdet, sample_file, tmp_path):
     root, truth = voxdet
     before = save(tmp_path, authors_file(truth))

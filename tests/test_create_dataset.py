@@ -301,6 +301,7 @@ NO_COUNTS = [[10, 20], [10, -5, 3067], [3072], [], [10.0, 3062.0], [10, [3062]],
 NO_SIZES = [[64, 48], [48], ["48", "64"], None]
 NO_MASKS = [None, "text", *NO_POLYGONS, {"counts": [10, 3062]}, {"counts": [0, 10**12], "size": [10**6, 10**6]}]
 NO_MASKS += [{"counts": [10, 3062], "size": size} for size in NO_SIZES]
+NO_MASKS += [{"counts": [10, 49 * 64 - 10], "size": [49, 64]}, {"counts": [10, 48 * 65 - 10], "size": [48, 65]}]
 NO_NAMES = ["../P2/images/000000.jpg", "images/../../../secret.jpg", "/etc/passwd", "images\\000000.jpg"]
 NO_NAMES += ["C:images/000000.jpg", "images/000000.jpg\0.jpg", "a" * 5000, "9" * 5000, "", None, [OTHER_PHOTOGRAPH]]
 

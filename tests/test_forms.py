@@ -7,7 +7,7 @@ import random
 import numpy as np
 import pytest
 import torch
-from conftest import load_plainly, needs_new_torch, run_here
+from conftest import load_plainly, run_here
 from helpers import (
     CORNER,
     MIDDLE,
@@ -47,7 +47,6 @@ def of_owid(query=None, photograph=None):
 # ------------------------------------------------------------------------------------------------ the authors' own form
 
 
-@needs_new_torch
 @pytest.mark.parametrize("with_empty_query", [True, False])
 def test_the_authors_file_passes_with_warnings_that_count_what_is_odd(voxdet, tmp_path, with_empty_query):
     root, truth = voxdet
@@ -69,7 +68,6 @@ def test_the_authors_file_passes_with_warnings_that_count_what_is_odd(voxdet, tm
     assert verify(file, root, "--strict")[0].returncode == 1
 
 
-@needs_new_torch
 def test_the_authors_file_scores_as_ours_on_the_same_images(voxdet, sample_file, tmp_path):
     """Theirs names no splits, by which a train query of OWID leaves out val images: so ours is to name none here."""
     _, truth = voxdet
@@ -269,7 +267,6 @@ RUBBISH += [{"size": [48, 64], "counts": [0, 10, 3062], "transpose": False}]
 FIELDS = ["bbox", "mask", "is_query", "ins", "set", "num_ins", "label", "split", "obj_name"]
 
 
-@needs_new_torch
 @pytest.mark.parametrize("seed", range(40))
 def test_any_value_in_any_field_is_read_or_refused_and_what_is_converted_passes(pictures, seed):
     rng = random.Random(seed)

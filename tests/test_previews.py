@@ -4,7 +4,7 @@ import csv
 
 import numpy as np
 import pytest
-from conftest import load_plainly, needs_new_torch, needs_proc, run_here
+from conftest import load_plainly, needs_proc, run_here
 from helpers import (
     compressed,
     gallery_of,
@@ -340,7 +340,6 @@ BOXES = {
 }
 
 
-@needs_new_torch
 @needs_proc
 @pytest.mark.parametrize("name", BOXES)
 def test_a_preview_is_drawn_whatever_the_boxes(pictures, name):

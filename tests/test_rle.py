@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import pycocotools.mask as coco_mask
 import pytest
-from conftest import needs_new_torch
 from helpers import box_of, compressed, save, verify
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
@@ -187,7 +186,6 @@ def checked(entries):
     return found
 
 
-@needs_new_torch
 @settings(max_examples=EXAMPLES // 4)
 @given(st.lists(strings(), min_size=1, max_size=30))
 def test_what_the_verifier_accepts_pycocotools_decodes_to_h_x_w(many):

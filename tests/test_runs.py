@@ -7,7 +7,6 @@ import random
 import numpy as np
 import pytest
 import torch
-from conftest import needs_new_torch
 from helpers import (
     average_precision,
     competes,
@@ -112,7 +111,6 @@ def test_ties_of_every_form_are_in_gallery_order(tmp_path, form):
     assert_scored_as(rows, annotations, ranked)
 
 
-@needs_new_torch
 def test_the_results_file_of_the_papers_code_is_read(tmp_path):
     """As its search saves it: a dict of lists, arrays of NumPy beside, an image once per object of it."""
     rng = random.Random(32)

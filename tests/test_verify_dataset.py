@@ -7,12 +7,11 @@ import time
 
 import numpy as np
 import pytest
-from conftest import needs_new_torch, run_here
+from conftest import run_here
 from helpers import compressed, make_photograph, make_query, rectangle, save, verify
 from PIL import Image
 
 import verify_dataset
-from soir.rules import FORM_CHECKS
 
 QUERY, OTHER_QUERY = "OWID/P1/3/rgb/000000.jpg", "OWID/P1/3/rgb/000001.jpg"
 GALLERY = "OWID/P2/images/000000.jpg"
@@ -107,7 +106,6 @@ def test_instre_entries_without_masks_pass(pictures):
     assert done.returncode == 0, done.stdout
 
 
-@needs_new_torch
 def test_numpy_values_and_defaultdicts_of_older_files_load(tiny):
     annotations = tiny.annotations()
     old = collections.defaultdict(dict)
@@ -268,11 +266,19 @@ def test_damage_is_named_for_what_it_is_and_nothing_else_is_reported(tiny, name,
     assert check(tiny, annotations, "--strict")[0].returncode == 1
 
 
-@needs_new_torch
 def test_counts_of_any_bytes_are_checked(tiny):
     annotations = tiny.annotations()
     put_counts(b"\xff\x00\x80")(tiny, annotations)
     assert checks_of(check(tiny, annotations)[1]) == {"mask-malformed"}
+
+
+@pytest.mark.parametrize("out, found", [(1, set()), (1.1, {"box-outside"})])
+@pytest.mark.parametrize("side", range(4))
+def test_a_box_may_reach_a_pixel_out_of_its_image(tiny, side, out, found):
+    annotations, box = tiny.annotations(), [5, 6, 12, 14]
+    box[side] = (-out, -out, 64 + out, 48 + out)[side]
+    annotations[REAL_GALLERY]["bbox"][1] = tuple(box)
+    assert checks_of(check(tiny, annotations)[1]) == found
 
 
 @pytest.mark.parametrize("shift, found", [(2, set()), (-2, set()), (3, {"gallery-box"}), (-3, {"gallery-box"})])
@@ -319,7 +325,7 @@ def test_paths_that_begin_above_are_checked_in_linear_time():
     seconds = []
     for count in (2_000, 20_000):
         entries = {f"../VoxDet/{number}.jpg": {} for number in range(count)}
-        issues = verify_dataset.Issues()
+        issues = verify_dataset.Report()
         start = time.process_time()
         verify_dataset.check_spellings({**entries, "../VoxDet//7.jpg": {}}, issues)
         seconds.append(time.process_time() - start)
@@ -330,7 +336,9 @@ def test_paths_that_begin_above_are_checked_in_linear_time():
 def test_every_check_can_be_made_to_find_something(tiny):
     _, report = check(tiny, tiny.annotations())
     # test_forms.py has those of other forms, and of sets of any name.
-    elsewhere = {"path-twice", "mask-size", "mask-mixed", "set-case", *FORM_CHECKS} - set(DAMAGE)
+    forms = {"mask-list", "mask-row-major", "mask-inverted", "mask-polygons", "query-box-inclusive", "query-mask-empty"}
+    forms |= {f"form-{what}" for what in ("set", "role", "label", "box", "single", "num-ins")}
+    elsewhere = {"path-twice", "mask-size", "mask-mixed", "set-case", *forms} - set(DAMAGE)
     assert set(DAMAGE) | elsewhere == set(report["checks"])
 
 
