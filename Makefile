@@ -4,7 +4,7 @@ VENV ?= .venv
 SCALE ?= 0.05
 BIN = $(VENV)/bin
 
-.PHONY: help demo test lint bench clean
+.PHONY: help demo test lint installed bench clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1	/p' Makefile
@@ -32,11 +32,23 @@ lint: $(VENV)/dev  ## check style, formatting and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+installed: demo $(VENV)/dev  ## the demo, and its commands from a wheel that is installed in an environment of its own
+	rm -rf build installed
+	$(PYTHON) -m venv installed
+	$(BIN)/python -m pip wheel . --quiet --no-deps --no-build-isolation --wheel-dir installed
+	installed/bin/python -m pip install --quiet --no-deps installed/*.whl
+	$(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" > $$(echo installed/lib/python*/site-packages)/requirements.pth
+	cd installed && bin/soir-create-dataset --voxdet-root ../sample/VoxDet --output-file anns.pt
+	cd installed && bin/soir-verify-dataset anns.pt
+	cd installed && bin/soir-convert-annotations anns.pt --coco anns.json
+	cd installed && bin/soir-create-instre-subsets --instre-root ../sample/INSTRE
+	cd installed && bin/soir-evaluate-retrieval --ann-file ../sample/anns.pt --features ../sample/features.pt
+
 bench: $(VENV)/dev  ## measure speed and memory against floors; SCALE=1 is the size of the real data sets
 	$(BIN)/python benchmarks/benchmark.py --scale $(SCALE) --folder bench
 
-clean:  ## remove the virtual environment, the sample and the trees of the benchmark
-	rm -rf $(VENV) sample bench
+clean:  ## remove the virtual environment, the sample, the installation and the trees of the benchmark
+	rm -rf $(VENV) sample build *.egg-info installed bench
 
 $(VENV)/run: requirements.txt constraints.txt
 	$(PYTHON) -m venv $(VENV)

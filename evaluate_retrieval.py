@@ -1,6 +1,6 @@
 """Score retrieval runs on an annotation file: mAP, Recall@K, Precision@K, ranking quality, localization.
 
-In   an annotation file, and runs: rankings in any of the forms of soir_runs.py, or features (soir_features.py)
+In   an annotation file, and runs: rankings in any of the forms of soir/runs.py, or features (soir/features.py)
 Out  a table; with --report also as JSON, with --per-query as CSV, with --preview a picture of the worst queries, with
      --qrels and --trec the files with which trec_eval or ranx come to the same figures. Of several runs one row each,
      with the paired difference from the first one; with --table also as .tex, .md or .csv
@@ -9,12 +9,12 @@ Out  a table; with --report also as JSON, with --per-query as CSV, with --previe
     python evaluate_retrieval.py --ann-file anns.pt --features features.pt --set RoboTools --split test
     python evaluate_retrieval.py --ann-file anns.pt --rankings a.json b.json --features c.pt --table table.tex
 
-The protocol is that of soir_protocol.py. A query without relevant images is left out, and counted. A relevant image
+The protocol is that of soir/protocol.py. A query without relevant images is left out, and counted. A relevant image
 that a run does not list counts as not retrieved. A path that is no gallery image here keeps its rank, as wrong, ahead
 of images with the same score: a fault. Equal scores are ordered as the annotation file orders the gallery. --split
 restricts queries and gallery both.
 
-The metrics are defined in soir_metrics.py. mAP has a 95 % interval, by bootstrap over instances; of fewer than five
+The metrics are defined in soir/metrics.py. mAP has a 95 % interval, by bootstrap over instances; of fewer than five
 instances there is none.
 
 Exit status: 0 fine, 1 a run has faults (an unknown path, a query without a ranking, ...), 2 it could not be scored.
@@ -32,10 +32,9 @@ import math
 import os
 import re
 import sys
-from typing import Any, Callable, Iterator, NamedTuple, Sequence, Tuple
+from typing import Any, Callable, Iterable, Iterator, NamedTuple, Sequence, Tuple
 
 import numpy as np
-from PIL import Image
 
 from soir import published
 from soir.console import (
@@ -49,31 +48,37 @@ from soir.console import (
     positive,
 )
 from soir.drawing import page_names, write_pages
-from soir.entry import SPLITS, Annotations, difficulty, instances_of, is_meant, set_of
+from soir.entry import SPLITS, instances_of
 from soir.features import read_features
 from soir.files import SoirError, check_no_image, check_outputs, whole_file, write_whole
-from soir.findings import Findings, print_findings, print_table, shorten
-from soir.forms import SizeFinder, load_sound, size_finder, size_of_image
-from soir.metrics import Difference, compare_means, mean_interval, score_hits
+from soir.findings import Findings, print_findings, print_table
+from soir.forms import load_sound, size_finder
+from soir.metrics import SMALLEST_P, Difference, compare_means
 from soir.previews import draw_rankings
-from soir.protocol import (
-    RANKS,
-    Hits,
-    Ranking,
-    Task,
-    find_in_rankings,
-    gather_hits,
-    make_task,
-    name_of_instances,
-    object_shares,
-    objects_of,
+from soir.protocol import RANKS, Hits, Ranking, Task, find_in_rankings, make_task
+from soir.rankings import read_run
+from soir.runs import trec_qrels, trec_run
+from soir.scoring import (
+    GROUPED_BY,
+    Part,
+    choose_entries,
+    describe_queries,
+    find_parts,
+    find_scored,
+    join_columns,
+    score_queries,
+    summarize,
 )
-from soir.runs import read_run, trec_qrels, trec_run
 from soir.similarity import find_by_features, rank_by_features
-from soir.statistics import SIZE_CLASSES
 
-SIZES = (*SIZE_CLASSES[:3], ("above 2 %", math.inf))  # the instances are few: one class above 2 %
 TABLES = (".tex", ".md", ".csv")
+
+# The metrics that have a K, and all that a column can show.
+AT_K = ("mAP", "hit", "recall", "precision", "nDCG", "IoU>=0.5")
+METRICS = ("mAP", "MRR", "IoU", *(f"{name}@{k}" for name in AT_K for k in RANKS))
+
+# What the report says of its groups.
+POOLED = "fractions, not %; `groups` pool all queries, of several sets and splits too: publish those of `parts`"
 
 # Numbers of queries -> their (number, ranking).
 Rank = Callable[[Sequence[int]], Iterator[Tuple[int, Ranking]]]
@@ -87,58 +92,45 @@ class Run(NamedTuple):
     name: str
 
 
+class PartScores(NamedTuple):
+    """The scores of a run on a part."""
+
+    groups: dict[str, dict[str, Any]]  # group -> means over its queries
+    difference: Difference | None  # of mAP from the first run; None for that one
+
+
 class Scores(NamedTuple):
     """The scores of a run."""
 
     run: Run
     metrics: dict[str, np.ndarray]  # name -> float64 [scored queries]
-    groups: dict[str, dict[str, Any]]  # group -> means over its queries
-    difference: Difference | None  # of mAP from the first run; None for that one
+    overall: PartScores  # of all parts together
+    parts: list[PartScores]
     findings: Findings
 
 
-# --------------------------------------------------------------------------------------------------------------- input
+def score_part(
+    metrics: dict[str, np.ndarray],
+    first: np.ndarray | None,
+    queries: dict[str, list[Any]],
+    instances: np.ndarray,
+    members: np.ndarray,
+    fields: Sequence[str],
+) -> PartScores:
+    """The scores of some queries.
 
-
-def load_chosen(
-    path: str, set_name: str | None, split: str | None, find_size: SizeFinder
-) -> tuple[Annotations, set[str]]:
-    """Load an annotation file. Returns (the entries of a set and a split, the paths of all other entries).
-
-    set_name   in upper or lower case; None for all sets
-    split      one of SPLITS; None for all
-    find_size  image path -> (height, width), or None
-    Raises SoirError if an entry breaks a rule, or there are no queries or no gallery images.
+    metrics, queries, instances, fields  of all queries, as in `summarize`
+    first                                float64 [queries]: the AP of the first run; None of that one
+    members                              int64 [N]: which of the queries
     """
-    annotations = load_sound(path, find_size)
-    chosen = {
-        name: entry
-        for name, entry in annotations.items()
-        if is_meant(set_of(entry), set_name) and split in (None, entry.get("split"))
-    }
-    for what, is_query in (("queries", True), ("gallery images", False)):
-        if not any(entry["is_query"] is is_query for entry in chosen.values()):
-            names = sorted({set_of(entry) or "(none)" for entry in annotations.values()})
-            sets = ", ".join(map(shorten, names[:12])) or "none"
-            splits = ", ".join(sorted({entry.get("split") or "none" for entry in annotations.values()})) or "none"
-            wanted = "any set" if set_name is None else f"the set {set_name or '(none)'}"
-            wanted += f" and the split {split}" if split else ""
-            raise SoirError(f"{path} has no {what} of {wanted}; its sets: {sets}; its splits: {splits}")
-    return chosen, annotations.keys() - chosen.keys()
+    chosen = {name: values[members] for name, values in metrics.items()}
+    about = {name: [values[index] for index in members.tolist()] for name, values in queries.items()}
+    groups = summarize(chosen, about, instances[members], fields)
+    difference = None if first is None else compare_means(first[members], chosen["AP"], instances[members])
+    return PartScores(groups, difference)
 
 
-def find_scored(task: Task, findings: Findings) -> np.ndarray:
-    """int64 [scored]: numbers of the queries that have relevant images. Raises SoirError if there are none."""
-    for path, relevant in zip(task.queries, task.relevant):
-        if not len(relevant):
-            findings.notice("query without relevant gallery images, left out", path)
-    scored = np.flatnonzero([len(relevant) > 0 for relevant in task.relevant])
-    if not len(scored):
-        raise SoirError("no query has relevant gallery images, so there is nothing to score")
-    return scored
-
-
-def read_hits(run: Run, task: Task, findings: Findings) -> tuple[Hits, Rank]:
+def find_hits(run: Run, task: Task, findings: Findings) -> tuple[Iterable[Hits], Rank]:
     """Where a run ranks the relevant images, and a function that yields its whole rankings.
 
     Faults of the run are added to the findings. Raises SoirError if the file cannot be read, or has nothing for any of
@@ -146,236 +138,239 @@ def read_hits(run: Run, task: Task, findings: Findings) -> tuple[Hits, Rank]:
     """
     if run.kind == "rankings":
         rankings = read_run(run.file, task, findings)
-        return gather_hits(task, find_in_rankings(task, rankings)), lambda numbers: ((n, rankings[n]) for n in numbers)
+        return find_in_rankings(task, rankings), lambda numbers: ((n, rankings[n]) for n in numbers)
     features = read_features(run.file, task.annotations, findings)
-    hits = gather_hits(task, find_by_features(features, task))
-    return hits, lambda numbers: rank_by_features(features, task, list(numbers))
-
-
-# --------------------------------------------------------------------------------------------------------------- groups
-
-
-def describe_queries(task: Task, scored: np.ndarray) -> dict[str, list[Any]]:
-    """Columns with one item per scored query; object_size is in % of the image, None if it is unknown."""
-    entries = [task.annotations[task.queries[number]] for number in scored]
-    sizes = [size_of_image(path, task.annotations[path], task.find_size) for path in task.gallery]
-    shares = object_shares(task.objects, sizes)
-    _, firsts, of_query = np.unique(task.instances[scored], return_index=True, return_inverse=True)
-    of_instance = [objects_of(task.objects, entries[first]) for first in firsts]
-    difficulties = [difficulty(len(objects)) for objects in of_instance]
-    object_sizes = [mean_or_none(shares[objects]) for objects in of_instance]
-    names = [name_of_instances(entries[first]) for first in firsts]
-    return {
-        "path": [task.queries[number] for number in scored],
-        "set": list(map(set_of, entries)),
-        "split": [entry.get("split") for entry in entries],
-        "instance": [names[number] for number in of_query],
-        "relevant": [len(task.relevant[number]) for number in scored],
-        "difficulty": [difficulties[number] for number in of_query],
-        "object_size": [object_sizes[number] for number in of_query],
-    }
-
-
-def size_class(share: float | None) -> str:
-    return "unknown" if share is None else next(name for name, limit in SIZES if share < limit)
-
-
-def mean_or_none(values: np.ndarray) -> float | None:
-    """The mean of what is known; None if nothing is."""
-    known = values[~np.isnan(values)]
-    return float(known.mean()) if len(known) else None
-
-
-# --------------------------------------------------------------------------------------------------------------- scores
-
-
-def score_queries(hits: Hits, task: Task, scored: np.ndarray) -> dict[str, np.ndarray]:
-    """The metrics of the scored queries."""
-    counts = np.array([max(1, len(images)) for images in task.relevant])  # 1, not 0, of those that are not scored
-    return {name: values[scored] for name, values in score_hits(hits, counts).items()}
-
-
-def summarize(
-    metrics: dict[str, np.ndarray], queries: dict[str, list[Any]], instances: np.ndarray
-) -> dict[str, dict[str, Any]]:
-    """Means over all queries and over each group: group -> {"queries", "mAP", "mAP_interval", ...}."""
-    groups = {"all": np.ones(len(instances), dtype=bool)}
-    queries = {**queries, "size": list(map(size_class, queries["object_size"]))}
-    for field, values in (
-        ("set", list(dict.fromkeys(queries["set"]))),
-        ("split", SPLITS),
-        ("difficulty", ["easy", "medium", "hard"]),
-        ("size", [name for name, _ in SIZES] + ["unknown"]),
-    ):
-        for value in values:
-            groups[f"{field}: {value or '(none)'}"] = np.array([other == value for other in queries[field]])
-    return {
-        name: summarize_group({column: values[members] for column, values in metrics.items()}, instances[members])
-        for name, members in groups.items()
-        if members.any()
-    }
-
-
-def summarize_group(metrics: dict[str, np.ndarray], instances: np.ndarray) -> dict[str, Any]:
-    """Means over the queries of a group.
-
-    metrics    name -> float64 [queries], as of `score_queries`; names AP@K become mAP@K
-    instances  int64 [queries]: the same number for the queries of one instance
-    """
-    median = float(np.median(metrics["first_rank"]))
-    result = {
-        "queries": len(instances),
-        "mAP": float(metrics["AP"].mean()),
-        "mAP_interval": mean_interval(metrics["AP"], instances),  # None: too few instances
-        "MRR": float(metrics["RR"].mean()),
-        "median_first_rank": median if math.isfinite(median) else None,  # None: half of the queries found nothing
-    }
-    for name in [f"{name}@{k}" for name in ("AP", "hit", "recall", "precision", "nDCG") for k in RANKS]:
-        result["m" * name.startswith("AP") + name] = float(metrics[name].mean())
-    if "IoU" in metrics and not np.isnan(metrics["IoU"]).all():
-        result["queries_with_boxes"] = int(np.count_nonzero(~np.isnan(metrics["IoU"])))
-        for name in ["IoU", *(f"IoU>=0.5@{k}" for k in RANKS)]:
-            result[name] = float(np.nanmean(metrics[name]))
-    return result
+    return find_by_features(features, task), lambda numbers: rank_by_features(features, task, list(numbers))
 
 
 # -------------------------------------------------------------------------------------------------------------- output
 
 
-def print_summary(groups: dict[str, dict[str, Any]]) -> None:
-    rows = [["", "queries", "mAP", "95 % interval", "MRR", "median rank of the first hit"]]
-    for name, values in groups.items():
-        rank = values["median_first_rank"]
-        cells = [f"{values['queries']:,}", f"{values['mAP']:.4f}", show_interval(values["mAP_interval"])]
-        rows.append([name, *cells, f"{values['MRR']:.4f}", "none" if rank is None else f"{rank:,.1f}"])
+def metric_name(text: str) -> str:
+    """A type for argparse: a metric that a column can show."""
+    if text not in METRICS:
+        raise argparse.ArgumentTypeError(f"expected mAP, MRR, IoU, or one of {AT_K} with @ and {RANKS}, found {text}")
+    return text
+
+
+def percent(value: float) -> str:
+    """A fraction in %, with two decimals, as the papers of the field print it."""
+    return f"{100 * value:.2f}"
+
+
+def interval_cell(interval: tuple[float, float] | None) -> str:
+    return "-" if interval is None else f"{percent(interval[0])}-{percent(interval[1])}"
+
+
+def metric_titles(metrics: list[str]) -> list[str]:
+    return [title for name in metrics for title in ([name, "95 % interval"] if name == "mAP" else [name])]
+
+
+def metric_cells(values: dict[str, Any], metrics: list[str]) -> list[str]:
+    """The cells of a group, as of `summarize`, under `metric_titles`. mAP comes with its interval."""
+    cells = []
+    for name in metrics:
+        cells.append(percent(values[name]) if name in values else "-")
+        if name == "mAP":
+            cells.append(interval_cell(values["mAP_interval"]))
+    return cells
+
+
+def print_scores(scores: Scores, parts: list[Part], metrics: list[str] | None) -> None:
+    """Print the scores of one run: a row for each part and its groups, and the metrics at K of each part."""
+    shown = metrics or ["mAP", "MRR"]
+    rows = [["", "queries", *metric_titles(shown), *([] if metrics else ["first hit"])]]
+    for part, (groups, _) in zip(parts, scores.parts):
+        if part.split and [part.set_label] not in rows:
+            rows.append([part.set_label])
+        for name, values in groups.items():
+            label = "    " + name
+            if name == "all":
+                label = f"  {part.split}" if part.split else part.set_label
+            rank = values["median_first_rank"]
+            first = [] if metrics else ["none" if rank is None else f"{rank:,.4g}"]
+            rows.append([label, f"{values['queries']:,}", *metric_cells(values, shown), *first])
+            if name == "all":
+                rows += [["    " + line] for line in published_lines(part)]
     print_table(rows)
-    print()
-    overall = groups["all"]
-    rows = [["all queries, at K =", *map(str, RANKS)]]
-    for name in ("mAP", "hit", "recall", "precision", "nDCG", "IoU>=0.5"):
-        if f"{name}@1" in overall:
-            rows.append([name, *(f"{overall[f'{name}@{k}']:.4f}" for k in RANKS)])
-    print_table(rows)
-    if "IoU" in overall:
-        print(f"IoU of the first hit: {overall['IoU']:.4f}")
+    print("\nin %; 95 % interval: by bootstrap over instances")
+    if any("-" in row for row in rows):
+        print("-: nothing to say, as of an interval of fewer than five instances, or of equal ones")
+    if metrics:
+        return
+    print("first hit: median rank of the first relevant image")
+    for part, (groups, _) in zip(parts, scores.parts):
+        overall = groups["all"]
+        rows = [["at K =", *map(str, RANKS)]]
+        rows += [[name, *(percent(overall[f"{name}@{k}"]) for k in RANKS)] for name in AT_K if f"{name}@1" in overall]
+        print(f"\n{part.title}")
+        print_table(rows)
+        if "IoU" in overall:
+            print(f"IoU of the first hit: {percent(overall['IoU'])}")
 
 
-def show_interval(interval: tuple[float, float] | None) -> str:
-    return "-" if interval is None else f"{interval[0]:.4f} - {interval[1]:.4f}"
+def print_comparison(results: list[Scores], parts: list[Part], metrics: list[str]) -> None:
+    """Print runs side by side, part by part, and their differences from the first one."""
+    first = results[0].run.name
+    for index, part in enumerate(parts):
+        print(part.title)
+        rows = [["", *metric_titles(metrics)]]
+        rows += [[scores.run.name, *metric_cells(scores.parts[index].groups["all"], metrics)] for scores in results]
+        print_table(rows + [["  " + line] for line in published_lines(part)])
+        rows = [[f"mAP less that of {first}", "", "95 % interval of the difference", "p"]]
+        rows += [[scores.run.name, *difference_cells(scores.parts[index].difference)] for scores in results[1:]]
+        print_table(rows)
+        print()
+    print("in %; intervals and p by bootstrap over instances; -: fewer than five instances, or equal ones")
 
 
-def comparison_rows(results: list[Scores]) -> list[list[str]]:
-    """The table of runs side by side: one row per run."""
-    rows = [["", "mAP", "95 % interval", "hit@1", "hit@5", "hit@10", "MRR", "difference", "95 % interval", "p"]]
-    for scores in results:
-        overall, difference = scores.groups["all"], scores.difference
-        cells = [f"{overall['mAP']:.4f}", show_interval(overall["mAP_interval"])]
-        cells += [f"{overall[name]:.4f}" for name in ("hit@1", "hit@5", "hit@10", "MRR")]
-        if difference:
-            interval, p_value = difference.interval, difference.p_value
-            cells.append(f"{difference.mean:+.4f}")
-            cells.append("-" if interval is None else f"{interval[0]:+.4f} to {interval[1]:+.4f}")
-            cells.append("-" if p_value is None else f"{p_value:.4f}")
-        else:
-            cells += ["-"] * 3
-        rows.append([scores.run.name, *cells])
-    return rows
+def difference_cells(difference: Difference | None) -> list[str]:
+    if difference is None:
+        return ["-"] * 3
+    interval, p = difference.interval, difference.p_value
+    return [
+        f"{100 * difference.mean:+.2f}",
+        "-" if interval is None else f"{100 * interval[0]:+.2f} to {100 * interval[1]:+.2f}",
+        "-" if p is None else f"< {SMALLEST_P:.4f}" if p <= SMALLEST_P else f"{p:.4f}",
+    ]
 
 
-def make_table(rows: list[list[str]], ending: str) -> str:
-    """Rows of cells, the first row being the titles, as LaTeX, Markdown or CSV."""
+def published_lines(part: Part) -> list[str]:
+    """What was published of a set, or that it was of another data set, by its numbers of queries and images."""
+    if part.set_name not in published.MAP:
+        return []
+    expected = published.COUNTS[part.set_name]
+    if any(abs(found - count) > 0.05 * count for found, count in zip((part.queries, part.images), expected)):
+        return [f"published figures are of {expected[0]:,} queries, {expected[1]:,} images, so of other data"]
+    lines = []
+    for kind, figures in published.MAP[part.set_name].items():
+        best = max(figures, key=lambda model: figures[model])
+        models = dict.fromkeys([best, *(model for model in ("DINOv2", "CLIP") if model in figures)])
+        lines.append(f"published, {kind}: " + ", ".join(f"{model} {figures[model]:.2f}" for model in models))
+    return lines
+
+
+class Block(NamedTuple):
+    """The rows of a table that are of one part."""
+
+    title: str
+    rows: list[list[str]]
+    best: set[tuple[int, int]]  # (row, column) of the best figures
+
+
+def table_blocks(results: list[Scores], parts: list[Part], metrics: list[str]) -> tuple[list[str], list[Block]]:
+    """(titles, blocks) of the table of runs side by side: one row per run."""
+    titles = ["95 % interval of mAP" if title == "95 % interval" else title for title in metric_titles(metrics)]
+    titles = ["", *titles, "difference", "95 % interval of the difference", "p"]
+    blocks = []
+    for index, part in enumerate(parts):
+        groups = [scores.parts[index].groups["all"] for scores in results]
+        rows = [
+            [scores.run.name, *metric_cells(values, metrics), *difference_cells(scores.parts[index].difference)]
+            for scores, values in zip(results, groups)
+        ]
+        best = set()
+        for name in metrics if len(results) > 1 else []:
+            highest = max((values[name] for values in groups if name in values), default=None)
+            best |= {(row, titles.index(name)) for row, values in enumerate(groups) if values.get(name) == highest}
+        blocks.append(Block(part.title, rows, best))
+    return titles, blocks
+
+
+def make_table(titles: list[str], blocks: list[Block], ending: str) -> str:
+    """A table as LaTeX (with booktabs), Markdown or CSV; of several blocks each has its title."""
+    several = len(blocks) > 1
     if ending == ".csv":
         text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerows(rows)
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(["set"] * several + titles)
+        writer.writerows([block.title] * several + row for block in blocks for row in block.rows)
         return text.getvalue()
     if ending == ".md":
-        lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
-        return "\n".join([lines[0], "|---" + "|---:" * (len(rows[0]) - 1) + "|", *lines[1:]]) + "\n"
-    lines = [" & ".join(map(escape_latex, row)) + r" \\" for row in rows]
-    columns = "l" + "r" * (len(rows[0]) - 1)
-    parts = [
-        rf"\begin{{tabular}}{{{columns}}}",
-        r"\hline",
-        lines[0],
-        r"\hline",
-        *lines[1:],
-        r"\hline",
-        r"\end{tabular}",
-    ]
-    return "\n".join(parts) + "\n"
+        lines = []
+        for block in blocks:
+            lines += [f"**{block.title}**", ""] if several else []
+            head = [titles, ["---", *["---:"] * (len(titles) - 1)]]
+            lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in head + block.rows]
+            lines += [""]
+        return "\n".join(lines[:-1]) + "\n"
+    lines = [rf"\begin{{tabular}}{{l{'r' * (len(titles) - 1)}}}", r"\toprule"]
+    lines.append(" & ".join(map(escape_latex, titles)) + r" \\")
+    for block in blocks:
+        lines.append(r"\midrule")
+        if several:
+            lines.append(rf"\multicolumn{{{len(titles)}}}{{l}}{{{escape_latex(block.title)}}} \\")
+        for number, row in enumerate(block.rows):
+            cells = [escape_latex(row[0]), *map(latex_number, row[1:])]
+            bold = [rf"\textbf{{{cell}}}" if (number, n) in block.best else cell for n, cell in enumerate(cells)]
+            lines.append(" & ".join(bold) + r" \\")
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
 
 
 def escape_latex(text: str) -> str:
     text = re.sub(r"[\\~^]", lambda match: rf"\char{ord(match.group())} ", text)
     text = re.sub(r"[&%$#_{}]", lambda match: "\\" + match.group(), text)
-    return re.sub(r"^(\d\.\d{4}) - (\d\.\d{4})$", r"\1 -- \2", text)  # an interval
+    return text.replace(">=", r" $\geq$ ")
 
 
-def print_published(sets: list[str]) -> None:
-    """The published mAP of each set that has some."""
-    for name in filter(published.MAP.get, sets):
-        print()
-        for kind, values in published.MAP[name].items():
-            label = published.FIGURES.get(name, {}).get("name", name)
-            figures = ", ".join(f"{model} {value:.2f}" for model, value in values.items())
-            print(f"published mAP in %, {label}, {kind}: {figures}")
+def latex_number(cell: str) -> str:
+    """Figures with a minus sign as such, and a dash between the ends of an interval."""
+    cell = re.sub(r"(?<=\d)-(?=\d)", "--", "--" if cell == "-" else cell)
+    return re.sub(r"^-(?=\d)|(?<= )-(?=\d)", "$-$", cell).replace("<", "$<$")
 
 
 def make_report(
-    args: argparse.Namespace, task: Task, scored: np.ndarray, results: list[Scores], notes: Findings
+    args: argparse.Namespace, task: Task, parts: list[Part], results: list[Scores], notes: Findings
 ) -> bytes:
     """What was scored, and the scores of all groups, as JSON."""
     about = {
         "annotation_file": args.ann_file,
         "set": args.set,
         "split": args.split,
-        "queries": len(scored),
-        "queries_without_relevant_images": len(task.queries) - len(scored),
+        "queries": sum(len(part.members) for part in parts),
+        "queries_without_relevant_images": sum(len(places) for places in notes.noticed.values()),
         "gallery_images": len(task.gallery),
         "runs": [scores.run._asdict() for scores in results],
         "version": VERSION,
     }
-    report: dict[str, Any] = {"scored": about, "left_out": notes.noticed}
-    if len(results) == 1:
-        findings = results[0].findings
-        report.update(groups=results[0].groups, faults=findings.skipped, noticed=findings.noticed)
+    report: dict[str, Any] = {"scored": about, "note": POOLED, "left_out": notes.noticed}
+    runs = [
+        {
+            "name": scores.run.name,
+            "groups": scores.overall.groups,
+            "parts": {part.title: groups for part, (groups, _) in zip(parts, scores.parts)},
+            "difference": as_dict(scores.overall.difference),
+            "differences": {part.title: as_dict(difference) for part, (_, difference) in zip(parts, scores.parts)},
+            "faults": scores.findings.skipped,
+            "noticed": scores.findings.noticed,
+        }
+        for scores in results
+    ]
+    if len(runs) == 1:
+        report.update((name, runs[0][name]) for name in ("groups", "parts", "faults", "noticed"))
     else:
-        report["runs"] = [
-            {
-                "name": scores.run.name,
-                "groups": scores.groups,
-                "difference": scores.difference._asdict() if scores.difference else None,
-                "faults": scores.findings.skipped,
-                "noticed": scores.findings.noticed,
-            }
-            for scores in results
-        ]
+        report["runs"] = runs
     return json.dumps(report, indent=1).encode()
+
+
+def as_dict(difference: Difference | None) -> dict[str, Any] | None:
+    return difference and difference._asdict()
 
 
 def make_csv(queries: dict[str, list[Any]], results: list[Scores]) -> bytes:
     """The scores, one line per query; of several runs one after the other, with the name of the run first."""
-    known = ["path", "set", "split", "instance", "relevant"]
-    names = max((list(scores.metrics) for scores in results), key=len)  # only runs with boxes have IoUs
-    columns = [*["run"] * (len(results) > 1), *known, *names, "difficulty", "size", "object_size"]
+    most = max((scores.metrics for scores in results), key=len)  # only runs with boxes have IoUs
+    unknown: dict[str, Any] = dict.fromkeys(most, [math.nan] * len(queries["path"]))
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
-    unknown = np.full(len(queries["path"]), np.nan)
+    writer.writerow(["run"] * (len(results) > 1) + list(join_columns(queries, most)))
     for scores in results:
-        values = [as_cells(scores.metrics.get(name, unknown)) for name in names]
-        first = names.index("first_rank")
-        values[first] = [None if rank is None else int(rank) for rank in values[first]]
-        shares = queries["object_size"]
-        cells = [queries[name] for name in known] + values + [queries["difficulty"], map(size_class, shares), shares]
-        prefix = [scores.run.name] * (len(results) > 1)
-        writer.writerows([*prefix, *row] for row in zip(*cells))
+        metrics: dict[str, Any] = {name: values.tolist() for name, values in scores.metrics.items()}
+        metrics["first_rank"] = [rank if math.isinf(rank) else int(rank) for rank in metrics["first_rank"]]
+        for row in zip(*join_columns(queries, {**unknown, **metrics}).values()):
+            cells = ["" if isinstance(cell, float) and not math.isfinite(cell) else cell for cell in row]
+            writer.writerow([scores.run.name] * (len(results) > 1) + cells)
     return text.getvalue().encode("utf-8", "backslashreplace")
-
-
-def as_cells(values: np.ndarray) -> list[Any]:
-    """Numbers for a table, None where there is none."""
-    return [value if math.isfinite(value) else None for value in values.tolist()]
 
 
 def choose_queries(args: argparse.Namespace, task: Task, scored: np.ndarray, scores: np.ndarray) -> dict[int, float]:
@@ -426,6 +421,8 @@ def parse_args() -> argparse.Namespace:
     add("--report", metavar="FILE", help="write what was scored, and the scores of all groups, as JSON")
     add("--per-query", metavar="FILE", help="write the scores of each query as CSV")
     add("--table", type=table_name, metavar="FILE", help="write the table of runs side by side, as .tex, .md or .csv")
+    text = "columns of the tables: mAP, MRR, IoU, hit@1, mAP@10, recall@5, precision@1, nDCG@10, IoU>=0.5@1, ..."
+    add("--metrics", type=metric_name, nargs="+", metavar="METRIC", help=text)
     add("--qrels", metavar="FILE", help="write what is relevant as TREC qrels")
     add("--trec", metavar="FILE", help="write the run as a TREC run (of one run)")
     add = parser.add_argument_group("preview (of one run)").add_argument
@@ -466,36 +463,35 @@ def main() -> int:
     check_outputs(outputs, inputs)
     base_path = absolute_base(args.base_path)
     find_size = size_finder(base_path)
-    task = make_task(*load_chosen(args.ann_file, args.set, args.split, find_size), find_size)
+    annotations = load_sound(args.ann_file, find_size)
+    task = make_task(*choose_entries(annotations, args.ann_file, args.set, args.split), find_size)
     check_no_image(outputs, [*task.annotations, *task.others], base_path)
     notes = Findings()
     scored = find_scored(task, notes)
     queries = describe_queries(task, scored)
     instances = task.instances[scored]
 
+    parts = find_parts(task, scored, queries)
     results: list[Scores] = []
     for run in name_runs(args.runs, args.names):
         findings = Findings()
-        hits, rank = read_hits(run, task, findings)
-        metrics = score_queries(hits, task, scored)
-        difference = compare_means(results[0].metrics["AP"], metrics["AP"], instances) if results else None
-        results.append(Scores(run, metrics, summarize(metrics, queries, instances), difference, findings))
+        hits, rank = find_hits(run, task, findings)
+        metrics = score_queries(hits, task, scored, run.file, findings)
+        first = results[0].metrics["AP"] if results else None
+        overall = score_part(metrics, first, queries, instances, np.arange(len(scored)), GROUPED_BY)
+        of_parts = [score_part(metrics, first, queries, instances, part.members, GROUPED_BY[2:]) for part in parts]
+        results.append(Scores(run, metrics, overall, of_parts, findings))
         if len(args.runs) > 1:
-            del rank  # with the features, before those of the next run are read; only a single run is drawn or written
+            del hits, rank  # and the features, before those of the next run are read: only a single run is drawn
 
-    pages: list[Image.Image] = []
-    if args.preview:
-        chosen = choose_queries(args, task, scored, results[0].metrics["AP"])
-        pages = draw_rankings(chosen, dict(rank(list(chosen))), task, base_path)
-        names = page_names(args.preview, len(pages))
-        check_outputs([*outputs[:-1], *names], inputs)
-        check_no_image(names, [*task.annotations, *task.others], base_path)
+    chosen_queries = choose_queries(args, task, scored, results[0].metrics["AP"]) if args.preview else {}
     if args.report:
-        write_whole(args.report, make_report(args, task, scored, results, notes))
+        write_whole(args.report, make_report(args, task, parts, results, notes))
     if args.per_query:
         write_whole(args.per_query, make_csv(queries, results))
+    columns = args.metrics or ["mAP", "hit@1", "hit@5", "hit@10", "MRR"]
     if args.table:
-        text = make_table(comparison_rows(results), os.path.splitext(args.table)[1].lower())
+        text = make_table(*table_blocks(results, parts, columns), os.path.splitext(args.table)[1].lower())
         write_whole(args.table, text.encode("utf-8", "backslashreplace"))
     if args.qrels:
         with whole_file(args.qrels) as file:
@@ -503,20 +499,24 @@ def main() -> int:
     if args.trec:
         with whole_file(args.trec) as file:
             file.writelines(trec_run(task, rank(range(len(task.queries)))))
-    drawn = write_pages(args.preview, pages) if pages else []
 
     if len(results) == 1:
-        print_summary(results[0].groups)
+        print_scores(results[0], parts, args.metrics)
     else:
-        print_table(comparison_rows(results))
-    print_published(list(dict.fromkeys(queries["set"])))
+        print_comparison(results, parts, columns)
     print_findings(notes, noticed="left out")
     for scores in results:
         of_run = f" of {scores.run.name}" * (len(results) > 1)
         print_findings(scores.findings, skipped=f"faults{of_run}", noticed=f"worth knowing{of_run}")
-    written = [path for path in outputs[:-1] if path] + drawn
+    written = [path for path in outputs[:-1] if path]
     if written:
         print(f"\nwrote {', '.join(written)}")
+    if args.preview:  # last, since its images may not be there
+        pages = draw_rankings(chosen_queries, dict(rank(list(chosen_queries))), task, base_path)
+        names = page_names(args.preview, len(pages))
+        check_outputs([*outputs[:-1], *names], inputs)
+        check_no_image(names, [*task.annotations, *task.others], base_path)
+        print(f"\nwrote {', '.join(write_pages(args.preview, pages))}")
     return 1 if any(scores.findings.skipped for scores in results) else 0
 
 

@@ -34,8 +34,9 @@ import make_sample  # noqa: E402
 
 import create_dataset  # noqa: E402
 import verify_dataset  # noqa: E402
-from soir.entry import Annotations, load_annotations, save_annotations  # noqa: E402
+from soir.entry import Annotations, save_annotations  # noqa: E402
 from soir.findings import Findings  # noqa: E402
+from soir.forms import load_annotations  # noqa: E402
 from soir.instre import read_part  # noqa: E402
 from soir.workers import map_ordered  # noqa: E402
 
@@ -82,7 +83,7 @@ from soir_common import load_annotations
 from soir.findings import Findings
 from soir.similarity import find_by_features
 from soir.features import read_features
-from soir.protocol import gather_hits, make_task
+from soir.protocol import make_task
 task = make_task(load_annotations({!r}))
 features = read_features({!r}, task.annotations, Findings())
 gc.disable()  # as the scripts have it
@@ -467,7 +468,7 @@ def bench_evaluate(folder: str, repeats: int) -> Iterator[Row]:
     runs, floors = [], []
     for _ in range(repeats):
         floors.append(probe("vectors[:2000] @ vectors[2000:].T", LOAD_VECTORS.format(files[1])))
-        runs.append(probe("gather_hits(task, find_by_features(features, task))", RANK_OBJECTS.format(*files)))
+        runs.append(probe("list(find_by_features(features, task))", RANK_OBJECTS.format(*files)))
     yield Row("evaluate, ranking by objects, CPU", best(runs).cpu, "s", best(floors).cpu, 1.5)
     for scoring in SCORINGS_OF_RANKINGS:
         yield from score(folder, scoring, repeats)
@@ -491,7 +492,7 @@ def make_scoring_files(folder: str) -> None:
 
     random_numbers = np.random.RandomState(0)
     for number, images in ((2000, 20_000), (8000, 40_000)):
-        entries = make_entries(number, images, number // 20, 3)
+        entries = make_entries(number, images, images // 6, 3)  # 18 relevant images per query, as OWID has
         save_annotations(entries, os.path.join(folder, f"{number}.pt"))
         vectors = random_numbers.randn(len(entries), 512).astype(np.float32)
         np.savez(os.path.join(folder, f"{number}.npz"), paths=np.array(list(entries)), features=vectors)

@@ -13,6 +13,6 @@ forms, rules                          entries of other people; every check of ve
 mask_images, images, rle              which pixels are the object; image files; COCO RLE
 entry, geometry                       what an entry is; boxes
 
-torch_files, arrays                   files of torch; arrays of strangers
+torch_files, unpickler, arrays        files of torch; what is in their pickles; arrays of strangers
 workers, findings, files, paths       map over processes; what was skipped; reading and writing; names of files
 """

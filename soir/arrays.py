@@ -25,12 +25,12 @@ def load_npz(path: str) -> dict[str, np.ndarray]:
     try:
         with open_regular(path) as file, np.load(file, allow_pickle=False) as archive:
             limit = unpacked_limit(os.fstat(file.fileno()).st_size)
-            check_size(sum(info.file_size for info in archive.zip.infolist()), limit)
+            check_bytes(sum(info.file_size for info in archive.zip.infolist()), limit)
             for info in archive.zip.infolist():
                 _check_header(archive.zip, info, limit)
             arrays = {name: archive[name] for name in archive.files}
             for name, array in arrays.items():
-                _check_text(name, array)
+                check_text(name, array)
             return arrays
     except OSError as error:
         raise SoirError(f"cannot read {path}: {error.strerror or error}") from error
@@ -59,7 +59,7 @@ def _check_header(archive: zipfile.ZipFile, info: zipfile.ZipInfo, limit: int) -
         raise ValueError(f"an array of shape {shape} in {info.file_size:,} bytes"[:100])
 
 
-def _check_text(name: str, array: np.ndarray) -> None:
+def check_text(name: str, array: np.ndarray) -> None:
     """Raise ValueError if an array of text has a code point that no text has: to read such an item is an error."""
     if array.dtype.kind == "U" and array.size:
         points = np.ascontiguousarray(array).view(np.dtype(np.uint32).newbyteorder(array.dtype.byteorder))
@@ -72,7 +72,7 @@ def unpacked_limit(file_size: int) -> int:
     return min(MAX_RATIO * file_size, LARGE_RATIO * file_size + LARGE_BASE)
 
 
-def check_size(size: int, limit: int) -> None:
+def check_bytes(size: int, limit: int) -> None:
     """Raise ValueError if values take more bytes than the limit."""
     if size > limit:
         large = f"over {LARGE_RATIO} times and {LARGE_BASE // 10**6} MB"
@@ -87,12 +87,12 @@ def as_matrix(value: Any, dimensions: int, limit: int) -> np.ndarray | None:
     Raises ValueError if it takes more than `limit` bytes.
     """
     if isinstance(value, np.ndarray):
-        check_size(8 * value.size, limit)
+        check_bytes(8 * value.size, limit)
         return value if value.dtype.kind in "fiub" and value.ndim == dimensions else None
     if not isinstance(value, (list, tuple)):
         return None
     if dimensions == 1:
-        check_size(8 * len(value), limit)
+        check_bytes(8 * len(value), limit)
         if not all(type(number) in (int, float) for number in value):
             return None
         try:
@@ -107,7 +107,7 @@ def as_matrix(value: Any, dimensions: int, limit: int) -> np.ndarray | None:
             return None
         rows.append(row)
         limit -= 8 * row.size + 100  # an array takes that much besides
-        check_size(0, limit)
+        check_bytes(0, limit)
     return np.stack(rows) if rows else None
 
 
@@ -116,7 +116,7 @@ def as_texts(value: Any, limit: int) -> list[str] | None:
     if isinstance(value, np.ndarray):
         if value.ndim != 1 or value.dtype.kind != "U":
             return None
-        check_size(value.size * value.dtype.itemsize, limit)
+        check_bytes(value.size * value.dtype.itemsize, limit)
         texts: list[str] = value.tolist()
         return texts
     if isinstance(value, (list, tuple)) and all(isinstance(text, str) for text in value):

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import argparse
-import gc
+import io
 import os
 import re
 import signal
 import sys
+import threading
 import warnings
 from contextlib import contextmanager, suppress
 from typing import Any, Callable, Iterator, NoReturn
 
 from soir.files import SoirError, no_garbage_collection
-from soir.findings import printable
+from soir.findings import printable, show_progress
 
 VERSION = "1.0.0"
 
@@ -27,29 +28,41 @@ def exit_status() -> Iterator[None]:
 
     Exit status: 2 the run could not be done, 130 it was interrupted, 141 the reader of its output has gone.
     """
-
-    def interrupt(number: int, frame: object) -> NoReturn:
-        raise KeyboardInterrupt
-
-    signal.signal(signal.SIGTERM, interrupt)
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # a shell closed it
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
-        # The name of a file may hold bytes that the terminal's code lacks.
-        getattr(sys, name).reconfigure(errors="backslashreplace")
+        stream = getattr(sys, name)
+        if isinstance(stream, io.TextIOWrapper):  # the name of a file may hold bytes that the terminal's code lacks
+            stream.reconfigure(errors="backslashreplace")
     try:
-        try:
-            with warnings.catch_warnings(), no_garbage_collection():
-                warnings.simplefilter("ignore")  # of Pillow and NumPy, on what is odd in a file
+        with _interrupt_on_sigterm(), warnings.catch_warnings(), no_garbage_collection(), show_progress():
+            warnings.simplefilter("ignore")  # of Pillow and NumPy, on what is odd in a file
+            try:
                 yield
-        finally:
-            gc.freeze()  # else Python would look for cycles among all objects before it ends, which takes 16 ms
-            sys.stdout.flush()
+            finally:
+                sys.stdout.flush()
     except BrokenPipeError:  # the reader of our output, `head` perhaps, has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         sys.exit(141)
     except (KeyboardInterrupt, MemoryError, SoirError, OSError) as error:  # OSError: an input that vanished, say
         _end_in_one_line(error)
+
+
+@contextmanager
+def _interrupt_on_sigterm() -> Iterator[None]:
+    """Let SIGTERM do what Ctrl-C does."""
+
+    def interrupt(number: int, frame: object) -> NoReturn:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():  # no other can have a handler
+        yield
+        return
+    handler = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, handler)
 
 
 def _end_in_one_line(error: BaseException) -> NoReturn:

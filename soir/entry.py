@@ -150,7 +150,7 @@ def difficulty(occurrences: int) -> str:
 # ----------------------------------------------------------------------------------------------------- annotation files
 
 
-def load_annotations(path: str) -> Annotations:
+def read_annotations(path: str) -> Annotations:
     """Load an annotation file, which need not be trusted: nothing in it is executed (see soir_loading.py).
 
     Returns a dict, image path -> entry. The entries have not been checked: see `entry_faults`.

@@ -63,6 +63,49 @@ def reason_of(error: Exception) -> str:
     return getattr(error, "strerror", None) or str(error.__cause__ or error)
 
 
+KINDS = (  # how files begin: what they are
+    (b"\x89PNG", "a PNG image"),
+    (b"\xff\xd8\xff", "a JPEG image"),
+    (b"BM", "a BMP image"),
+    (b"\x93NUMPY", "a NumPy array (.npy)"),
+    (b"\x89HDF", "an HDF5 file"),
+    (b"PK\x03\x04", "a zip archive, as .npz and files of torch are"),
+    (b"\x1f\x8b", "a gzip archive"),
+    (b"%PDF", "a PDF"),
+    (b"\x80", "a pickle, or a file of a torch before 1.6"),
+)
+
+
+def kind_of_file(path: str) -> str:
+    """What a file is, by its first bytes, for a sentence that begins with "it is"."""
+    if os.path.isdir(path):
+        return "a folder"
+    try:
+        start = read_start(path)
+    except OSError as error:
+        return f"not readable ({reason_of(error)})"
+    kind = next((kind for magic, kind in KINDS if start.startswith(magic)), None)
+    if kind or not start:
+        return kind or "empty"
+    if start[8:10] == b'{"' and int.from_bytes(start[:8], "little") < 2**30:
+        return "a file of safetensors"
+    try:
+        text = start.decode("utf-8-sig").strip()
+    except UnicodeDecodeError as error:
+        if error.start < len(start) - 3:  # not a character that is cut off
+            return "a binary file of no known kind"
+        text = start[: error.start].decode("utf-8")
+    first, _, others = text.partition("\n")
+    if text[:1] in ("{", "["):
+        return "JSON Lines, one object per line" if first.strip()[-1:] == "}" and others.lstrip()[:1] == "{" else "JSON"
+    return "CSV" if "," in first else "text"
+
+
+def read_start(path: str) -> bytes:
+    with open_regular(path) as file:
+        return file.read(1024)
+
+
 def read_json(path: str, **hooks: Any) -> Any:
     """Read a JSON file, in UTF-8; with hooks as those of `json.loads`.
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from collections import defaultdict
-from typing import Any, Iterable, Iterator, TypeVar
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, Iterable, Iterator
 
 
 def shorten(value: Any) -> str:
@@ -16,9 +17,6 @@ def shorten(value: Any) -> str:
         return f"({type(value).__name__})"
     text = str(value)
     return text if len(text) <= 80 else text[:77] + "..."
-
-
-T = TypeVar("T")
 
 
 # ------------------------------------------------------------------------------------------------------- what it prints
@@ -59,42 +57,41 @@ def print_findings(findings: Findings, skipped: str = "skipped", noticed: str = 
 
 
 def print_table(rows: list[list[str]]) -> None:
-    """Print rows of cells, the first row being the titles; the first column to the left, the others to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows)]
+    """Print rows of cells, the first row being the titles; the first column to the left, the others to the right.
+
+    A row of one cell goes over all columns.
+    """
+    widths = [max(map(len, column)) for column in zip(*(row for row in rows if len(row) > 1))]
     for row in rows:
+        if len(row) == 1:
+            print(row[0])
+            continue
         cells = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:]))]
         print("  ".join(cells).rstrip())
 
 
-def progress_bar(title: str, items: Iterable[T] = (), total: int | None = None) -> Any:
-    """A progress bar of tqdm, on a terminal only: iterable like `items`, or to be moved on with update()."""
-    if not sys.stderr.isatty():
-        return _NoBar(items)
-    from tqdm import tqdm  # here, not above: it takes 30 ms
+_is_shown: ContextVar[bool] = ContextVar("progress bars are shown", default=False)
+
+
+@contextmanager
+def show_progress(is_wanted: bool = True) -> Iterator[None]:
+    """Show progress bars in the block if standard error is a terminal. Scripts do; functions alone are silent."""
+    token = _is_shown.set(is_wanted)
+    try:
+        yield
+    finally:
+        _is_shown.reset(token)
+
+
+def progress_bar(title: str, items: Iterable[Any] | None = None, total: int | None = None) -> Any:
+    """A progress bar of tqdm where `show_progress` is on: iterable like `items`, or to be moved on with update()."""
+    from tqdm import tqdm  # here, not above: it takes 30 ms, and --help has no need of it
 
     class Bar(tqdm):  # type: ignore[misc]  # it has no types
-        disable = True  # for the destructor, which also runs if an interrupt came before __init__ could set it
+        monitor_interval = 0  # no thread, which would stay behind; with miniters=1 none is needed
+        disable = True  # for the destructor of older ones, if an interrupt came before __init__ could set it
 
-    return Bar(items, desc=title, total=total)
-
-
-class _NoBar:
-    """Stands for a progress bar where none is shown."""
-
-    def __init__(self, items: Iterable[Any]) -> None:
-        self.items = items
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter(self.items)
-
-    def __enter__(self) -> _NoBar:
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        pass
-
-    def update(self, number: int) -> None:
-        pass
+    return Bar(items, desc=title, total=total, disable=None if _is_shown.get() else True, miniters=1)
 
 
 def printable(text: str) -> str:

@@ -15,12 +15,13 @@ know the current form only.
 
 from __future__ import annotations
 
+import os
 from typing import Any, Callable, NamedTuple, Optional
 
 import numpy as np
 
 from soir import geometry, rle, rules
-from soir.entry import NO_SET, SETS, Annotations, Entry, Rle, load_annotations, masks_of
+from soir.entry import NO_SET, SETS, Annotations, Entry, Rle, masks_of, read_annotations
 from soir.files import SoirError
 from soir.findings import progress_bar, shorten
 from soir.geometry import Box, Size
@@ -32,25 +33,40 @@ SizeFinder = Callable[[str], Optional[Size]]  # path of an entry -> (height, wid
 Note = Callable[[str, Any, str], None]  # called with (check of soir/rules.py, image path, detail) for every change
 
 
-def load_any_form(path: str, find_size: SizeFinder, note: Note = lambda check, name, detail: None) -> Annotations:
+def load_annotations(path: str, base_path: str | None = None) -> Annotations:
     """Load an annotation file of any form, in the current form; nothing in it is run.
+
+    base_path  the folder that relative image paths start at; asked only for images with polygons, whose size it tells
+    Returns a dict, image path -> entry. The entries have not been checked: see `entry_faults`.
+    Raises SoirError if the file is missing, or is not an annotation file.
+    """
+    return load_any_form(path, size_finder(base_path and os.path.abspath(base_path)))
+
+
+def load_any_form(path: str, find_size: SizeFinder, note: Note = lambda check, name, detail: None) -> Annotations:
+    """Load an annotation file as `load_annotations` does.
 
     find_size  says how large an image is; only asked for images with polygons, which do not say it
     note       called with (check, image path, detail) for whatever had to be changed
-    Returns a dict, image path -> entry; nothing of it has been checked by the rules yet.
-    Raises SoirError if the file is missing, or is no torch file of one dict of plain values.
     """
-    annotations = load_annotations(path)
+    annotations = read_annotations(path)
     read_forms(annotations, find_size, note)
     return annotations
 
 
 def load_sound(path: str, find_size: SizeFinder) -> Annotations:
     """Load an annotation file as `load_any_form` does. Raises SoirError also if an entry breaks a rule."""
-    annotations = load_any_form(path, find_size)
+    return check_sound(load_any_form(path, find_size), path)
+
+
+def check_sound(annotations: Annotations, place: str) -> Annotations:
+    """The same entries, in the current form. Raises SoirError if one breaks a rule.
+
+    place  what messages call them: the path of their file
+    """
     for name, entry in annotations.items():
         for check, _ in rules.entry_faults(name, entry):
-            raise SoirError(f"{path} has errors ({check}: {shorten(name)}): see what verify_dataset.py says of it")
+            raise SoirError(f"{place} has errors ({check}: {shorten(name)}): see what verify_dataset.py says of it")
     return annotations
 
 
@@ -93,7 +109,7 @@ def size_of_mask(mask: Any) -> Size | None:
 # ------------------------------------------------------------------------------------------------------------- entries
 
 
-def read_forms(annotations: Annotations, find_size: SizeFinder, note: Note) -> None:
+def read_forms(annotations: Annotations, find_size: SizeFinder, note: Note = lambda check, name, detail: None) -> None:
     """Bring all entries of a dict into the current form, in place. They may be anything; arguments as above."""
     for path, entry in progress_bar("forms", annotations.items()):
         if isinstance(entry, dict) and type(path) is str:

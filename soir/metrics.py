@@ -15,7 +15,7 @@ Let r_1 < r_2 < ... be the ranks, from 1, of the relevant images that were retri
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Iterable, NamedTuple
 
 import numpy as np
 
@@ -33,6 +33,10 @@ DRAWN_AT_A_TIME = 100_000
 FEWEST_INSTANCES = 5
 
 
+# The smallest p-value that can come out.
+SMALLEST_P = 2 / (COMPARISON_RESAMPLES + 1)
+
+
 class Difference(NamedTuple):
     """The mean difference of two runs over the same queries. Of too few instances, only the mean is known."""
 
@@ -41,15 +45,18 @@ class Difference(NamedTuple):
     p_value: float | None
 
 
-def score_hits(hits: Hits, relevant: np.ndarray) -> dict[str, np.ndarray]:
+def score_hits(hits: Iterable[Hits], relevant: np.ndarray) -> dict[str, np.ndarray]:
     """The metrics of all queries: name -> float64 [queries]. There are IoUs only if the run has boxes; they are NaN for
     a query with hits and no boxes, and 0 for one without hits.
 
     The rank of the first hit is among them; it is infinite where none was retrieved.
+    hits      of queries in any order, at most once each; a query that is missing has none
     relevant  int64 [queries]: how many relevant images each has; at least 1
     """
-    queries, ranks = hits.queries, hits.ranks
     count = len(relevant)
+    parts = sorted(hits, key=lambda part: part.number)
+    queries = np.repeat([part.number for part in parts], [len(part.ranks) for part in parts]).astype(np.int64)
+    ranks = np.concatenate([np.zeros(0, np.int64), *(part.ranks for part in parts)])
     firsts = np.searchsorted(queries, np.arange(count))  # where the hits of each query begin
     found = np.bincount(queries, minlength=count)
     precisions = (np.arange(len(ranks)) - firsts[queries] + 1) / ranks
@@ -70,14 +77,31 @@ def score_hits(hits: Hits, relevant: np.ndarray) -> dict[str, np.ndarray]:
         scores[f"precision@{k}"] = number / k
         ideal = np.cumsum(1 / np.log2(np.arange(2, k + 2)))
         scores[f"nDCG@{k}"] = np.bincount(inside, gains[early], count) / ideal[best - 1]
-    if hits.boxed.any():
-        ious = first_of_each(hits.ious, firsts, found)
-        known = hits.boxed | (found == 0)
-        scores["IoU"] = np.where(known, np.where(found > 0, ious, 0), np.nan)
+    if any(part.ious is not None for part in parts):
+        ious = np.concatenate([np.full(len(part.ranks), np.nan) if part.ious is None else part.ious for part in parts])
+        has_iou = found == 0
+        has_iou[[part.number for part in parts if part.ious is not None]] = True
+        first_ious = np.where(found > 0, first_of_each(ious, firsts, found), 0)
+        scores["IoU"] = np.where(has_iou, first_ious, np.nan)
         for k in RANKS:
-            good = queries[(ranks <= k) & (hits.ious >= 0.5)]
-            scores[f"IoU>=0.5@{k}"] = np.where(known, np.bincount(good, minlength=count) > 0, np.nan)
+            good = queries[(ranks <= k) & (ious >= 0.5)]
+            scores[f"IoU>=0.5@{k}"] = np.where(has_iou, np.bincount(good, minlength=count) > 0, np.nan)
     return scores
+
+
+def tie_spread(hits: Iterable[Hits], relevant: np.ndarray) -> tuple[float, float]:
+    """mAP over the queries that have relevant images, at the best and at the worst order of equal scores.
+
+    hits, relevant  as in `score_hits`; relevant may be 0
+    """
+    best = worst = 0.0
+    for part in hits:
+        for_it, against = part.tied or (part.ranks, part.ranks)
+        places = np.arange(1, len(part.ranks) + 1)
+        best += float((places / for_it).sum()) / max(1, relevant[part.number])
+        worst += float((places / against).sum()) / max(1, relevant[part.number])
+    count = max(1, int(np.count_nonzero(relevant)))
+    return best / count, worst / count
 
 
 def first_of_each(values: np.ndarray, firsts: np.ndarray, found: np.ndarray) -> np.ndarray:
@@ -88,7 +112,7 @@ def first_of_each(values: np.ndarray, firsts: np.ndarray, found: np.ndarray) -> 
 
 
 def mean_interval(values: np.ndarray, instances: np.ndarray) -> tuple[float, float] | None:
-    """95 % interval of the mean of values, by bootstrap over instances; None if there are too few of them.
+    """95 % interval of the mean of values, by bootstrap over instances; None if there are too few, or all are equal.
 
     Queries of one instance are not independent, so it is instances that are drawn, each with all of its queries.
 
@@ -96,7 +120,7 @@ def mean_interval(values: np.ndarray, instances: np.ndarray) -> tuple[float, flo
     instances  int64 [queries]: the same number for the queries of one instance
     """
     means = resampled_means(values, instances, INTERVAL_RESAMPLES)
-    return None if means is None else percentiles(means)
+    return None if means is None or np.ptp(means) == 0 else percentiles(means)
 
 
 def compare_means(first: np.ndarray, second: np.ndarray, instances: np.ndarray) -> Difference:
@@ -115,7 +139,8 @@ def compare_means(first: np.ndarray, second: np.ndarray, instances: np.ndarray) 
     if means is None:
         return Difference(mean, None, None)
     tail = min(np.count_nonzero(means <= 0), np.count_nonzero(means >= 0))
-    return Difference(mean, percentiles(means), min(1.0, 2 * (int(tail) + 1) / (len(means) + 1)))
+    interval = None if np.ptp(means) == 0 else percentiles(means)
+    return Difference(mean, interval, min(1.0, 2 * (int(tail) + 1) / (len(means) + 1)))
 
 
 def resampled_means(values: np.ndarray, instances: np.ndarray, resamples: int) -> np.ndarray | None:

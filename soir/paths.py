@@ -1,10 +1,12 @@
-"""TODO paths."""
+"""Paths: how entries spell them, where they lie on the disk, in which order they come."""
 
 from __future__ import annotations
 
 import os
+import posixpath
 import re
-from typing import Any
+import unicodedata
+from typing import Any, Callable, Iterable
 
 
 def natural_key(name: str) -> tuple[list[Any], str]:
@@ -42,3 +44,59 @@ def find_root(root: str, paths: list[str]) -> str | None:
         return None
     folders.append(os.path.dirname(os.path.abspath(root)))
     return next((f for f in folders if all(os.path.exists(os.path.join(f, path)) for path in paths)), None)
+
+
+def spelling_finder(names: Iterable[str]) -> Callable[[Any], str | None]:
+    """Make a function that finds a path among these: as it is, or else in another spelling, if just one fits.
+
+    Spellings of one path are `./a//b.jpg` and `a/b.jpg`, and the Unicode forms NFC and NFD (macOS).
+    """
+    known = dict.fromkeys(names)
+    spelled: dict[str, str | None] = {}
+
+    def find(name: Any) -> str | None:
+        if not isinstance(name, str):
+            return None
+        if name in known:
+            return name
+        if not spelled:
+            for other in known:
+                key = _spelling(other)
+                spelled[key] = None if key in spelled else other
+        return spelled.get(_spelling(name))
+
+    return find
+
+
+def _spelling(path: str) -> str:
+    if path.isascii() and "./" not in path and "//" not in path:  # nearly all, and this takes a tenth of the time
+        return path
+    return unicodedata.normalize("NFC", posixpath.normpath(path))
+
+
+def why_unknown(path: str, names: Iterable[str]) -> str:
+    """What may be wrong with a path that is none of these, as the end of a sentence; "" if nothing tells.
+
+    names  paths of an annotation file
+    """
+    tidy = path.strip().replace("\\", "/")
+    alike = [name for name in names if posixpath.basename(name).lower() == posixpath.basename(tidy).lower()]
+    if not alike:
+        return ""
+    name = max(alike, key=lambda name: len(_common_end(name, tidy)))
+    end = _common_end(name, tidy)
+    if name.lower() == tidy.lower():
+        return f" (it differs from {name} in upper and lower case, slashes or white space)"
+    if end == tidy and "/" not in tidy:
+        return f" (it is the name of a file only: write the whole path, {name})"
+    old, new = (text[: len(text) - len(end)].rstrip("/") or '""' for text in (name, tidy))
+    return f" (both end in {end}: convert_annotations.py --replace-prefix {old} {new} makes them equal)" if end else ""
+
+
+def _common_end(path: str, other: str) -> str:
+    """The longest end, in whole folders, that two paths have in common."""
+    ends = path.split("/"), other.split("/")
+    count = 0
+    while count < min(map(len, ends)) and ends[0][-1 - count] == ends[1][-1 - count]:
+        count += 1
+    return "/".join(ends[0][len(ends[0]) - count :])

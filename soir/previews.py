@@ -26,7 +26,7 @@ from soir.drawing import (
 from soir.entry import Annotations, Entry, boxes_of_instance, instances_of, is_meant, masks_of, set_of
 from soir.files import SoirError
 from soir.geometry import Box, Size
-from soir.protocol import Ranking, Task, boxes_in_pixels, name_of_instances, objects_of
+from soir.protocol import Ranking, Task, boxes_in_pixels, name_of_instances, shown_of
 from soir.statistics import MAX_SETS, by_set, label_of
 
 # -------------------------------------------------------------------------------------- instances of an annotation file
@@ -220,9 +220,8 @@ def image_tile(
     predicted: list[Box] = []
     boxes: list[Box] = []
     if image.is_right:
-        shown = objects_of(task.objects, task.annotations[task.queries[number]])
-        shown = shown[task.objects.images[shown] == image.position]
-        boxes = [(x1, y1, x2, y2) for x1, y1, x2, y2 in boxes_in_pixels(task, shown).tolist() if not math.isnan(x1)]
+        shown = shown_of(task.annotations[task.queries[number]], task.shows)
+        boxes = boxes_in_pixels(task, image.position, shown[image.position])
     if ranking is not None and image.place is not None:
         if image.place >= 5:
             label = f"next relevant: rank {image.place + 1}"

@@ -19,6 +19,9 @@ FIGURES = {
     "INSTRE-XXS": _row("INSTRE-XXS", 1, 1.9, 2.2, queries=106, gallery_images=120),
 }
 
+# Of how many queries and gallery images the published mAP is.
+COUNTS = {"RoboTools": (2000, 1580), "INSTRE-XS": (2428, 2065), "INSTRE-XXS": (106, 120), "PerMiR": (150, 450)}
+
 # mAP in %, of single descriptors of images (the README of the paper's code), by set, and by whether the model was
 # fine-tuned. The paper calls the test set of RoboTools VoxDet.
 MAP = {

@@ -1,109 +1,62 @@
-"""Runs: read the rankings of a retrieval run from files of several forms.
+"""Runs: what a retrieval run lists, read from files of several forms or taken from memory, and written in TREC's.
 
     rankings    JSON or .pt: query path -> gallery paths, best first; an item may be [path, score], [path, score, box].
                 Also under the key "knns", of the file or of each query, as the paper's code saves them
     run dict    JSON or .pt: query path -> {gallery path: score} (ranx, pytrec_eval, BEIR); by score, falling
     TREC        text: lines `query Q0 path rank score tag`; by score, as trec_eval does; white space percent-encoded
+    CSV         text: query,path,score or query,path,rank under a header of these names
     matrices    .npz or .pt: `queries` and `gallery` (paths), `indices` int [Q, K] into the gallery, best first, -1
                 where fewer were found (faiss); perhaps `scores` [Q, K], `boxes` [Q, K, 4]
     similarity  .npz or .pt: `queries`, `gallery`, `similarities` [Q, gallery], as the paper's code saves them
 
 The scores of a list, or of `indices`, fall, or rise as distances do: its order counts, and equal scores are ties. The
-others are sorted, the highest score first. Ties are put in the order of the gallery in the annotation file. An image
-that is listed several times, once per object, keeps its first place.
+others are sorted, the highest score first. Ties are put in the order of the gallery in the annotation file; but where
+all scores of a list, of `indices` or of a query in TREC's form are equal, they say nothing, and the order of the list,
+or of the ranks, stays. An image that is listed several times, once per object, keeps its first place.
 """
 
 from __future__ import annotations
 
+import csv
 import math
 import os
-from itertools import chain, repeat
+from collections import defaultdict
+from contextlib import suppress
 from typing import Any, Callable, Iterable, Iterator, NamedTuple, Sequence
 from urllib.parse import quote, unquote
 
 import numpy as np
 
-from soir import geometry
 from soir.arrays import as_matrix, as_texts, load_npz, unpacked_limit
-from soir.files import SoirError, open_regular, read_json
-from soir.findings import Findings, progress_bar, shorten
+from soir.files import SoirError, kind_of_file, open_regular, read_json
+from soir.findings import shorten
 from soir.protocol import Ranking, Task
 from soir.torch_files import check_repeats, load_values
 
 FORMS = (
     "a run is query path -> gallery paths (best first, perhaps [path, score, box]) or {path: score}, in JSON or .pt; "
-    "lines `query Q0 path rank score tag` of TREC, white space in paths as %20; or queries, gallery and indices (or "
-    "similarities) in .npz or .pt"
+    "lines `query Q0 path rank score tag` of TREC, white space in paths as %20; CSV with the header query,path,score "
+    "or query,path,rank; or queries, gallery and indices (or similarities) in .npz or .pt"
 )
-
-# In place of a position in the gallery: UNKNOWN for a path that is no gallery image, OTHER for a path that --set or
-# --split leaves out.
-UNKNOWN, OTHER = -1, -2
-
-# Reasons, as they are listed.
-ODD_PATH = "query that ranks a path that is no gallery image here, counted as wrong"
-ODD_SCORE = "query with a score that is no finite number, its image counted as not retrieved"
-ODD_BOX = "query with a box that is not (x1, y1, x2, y2), ignored"
-RISING = "run whose scores are 1, 2, 3, ...: if they are ranks, it is read upside down, for the highest score is best"
-ODD_ORDER = "query whose scores neither fall nor rise, taken in the order of its list"
 
 
 class Listed(NamedTuple):
-    """What a file lists for a query: columns of one length, of which nothing has been checked."""
+    """What a run lists for a query: columns of one length, of which nothing has been checked."""
 
     paths: Sequence[str | None]  # None for what is no text: hashing an untrusted value can take forever
     scores: Any = None  # a list or an array; None: there are none
     boxes: Any = None
     is_ordered: bool = True  # best first; else by score, falling
+    ranks: np.ndarray | None = None  # float64 [N], all different: what stands beside the scores in TREC's form
+    is_padded: bool = False  # it may end in places where nothing was found
+    odd: str | None = None  # the first item without a path, in words
 
 
 class RunFile(NamedTuple):
     """A run as it is in its file."""
 
     queries: Iterable[Any]
-    listed: Callable[[str], Listed | None]  # query -> what is listed for it; None: no ranking
-
-
-def read_run(path: str, task: Task, findings: Findings) -> list[Ranking]:
-    """The ranking of each query of a task, in their order.
-
-    Raises SoirError if the file is in none of the forms, or has a ranking for none of the queries.
-    """
-    run = open_run(path)
-    asked = set(task.queries)
-    names = list(run.queries)
-    if not any(name in asked for name in names):
-        found = f"paths like {shorten(names[0])}" if names else "nothing"
-        raise SoirError(
-            f"{path} has a ranking for none of the queries: expected paths like {task.queries[0]}, found {found}; "
-            + FORMS
-        )
-    for name in names:
-        if name not in asked and name not in task.others:
-            findings.skip("ranking of a path that is no query here", shorten(name))
-    numbers: dict[str | None, int] = dict.fromkeys(task.others, OTHER)
-    numbers.update((name, position) for position, name in enumerate(task.gallery))
-    allowed = [_allowed_positions(task, kind) for kind in range(len(task.candidates))]
-    rankings, rising = [], 0
-    for number, query in enumerate(progress_bar("reading", task.queries)):
-        listed = run.listed(query)
-        if listed is None:
-            findings.skip("query without a ranking, scored 0", query)
-            listed = Listed([])
-        rising += not listed.is_ordered and counts_up(listed.scores)
-        rankings.append(read_ranking(query, listed, numbers, allowed[task.kinds[number]], findings))
-    if rising > len(rankings) / 2:
-        findings.notice(RISING, path)
-    report_shares(path, (ranking.boxes for ranking in rankings if ranking.boxes is not None), findings)
-    return rankings
-
-
-def _allowed_positions(task: Task, kind: int) -> np.ndarray:
-    """bool [gallery + 2]: by position, whether an image stays in a ranking; at the end those of OTHER and UNKNOWN."""
-    allowed = np.zeros(len(task.gallery) + 2, dtype=bool)
-    allowed[task.candidates[kind]] = True
-    allowed[UNKNOWN] = True
-    return allowed
+    listed: Callable[[Any], Listed | None]  # one of these -> what is listed for it; None: no ranking
 
 
 # ------------------------------------------------------------------------------------------------------ a file's form
@@ -117,22 +70,36 @@ def open_run(path: str) -> RunFile:
         content = load_values(path, arrays=True)
     else:
         content = read_text(path)
+    if isinstance(content, RunFile):
+        return content
+    run = as_run(content, path, unpacked_limit(os.path.getsize(path)))
+    if run.queries is not content.get("queries"):  # it is lists, not matrices
+        lists = map(_list_of, (content.get("knns") if isinstance(content.get("knns"), dict) else content).values())
+        check_repeats(path, (len(value) for value in lists if value is not None))
+    return run
+
+
+def as_run(content: Any, place: str, limit: int) -> RunFile:
+    """A run in any form, as a file or a caller has it. Raises SoirError if it has none of the forms.
+
+    place  what messages call the run: the path of its file
+    limit  bytes that its matrices may take
+    """
     if not isinstance(content, dict):
-        raise SoirError(f"{path} holds no rankings, but a {type(content).__name__}: {FORMS}")
+        raise SoirError(f"{place} holds no rankings, but a {type(content).__name__}: {FORMS}")
     if isinstance(content.get("knns"), dict):
         content = content["knns"]
     elif "indices" in content or "similarities" in content:
-        return open_matrices(path, content)
+        return open_matrices(place, content, limit)
     if any(isinstance(value, dict) and "is_query" in value for value in content.values()):
-        raise SoirError(f"{path} is an annotation file: name it by --ann-file, and here a run; {FORMS}")
+        raise SoirError(f"{place} is an annotation file: name it by --ann-file, and here a run; {FORMS}")
     if content and all(_list_of(value) is None for value in content.values()):
-        raise SoirError(f"{path} holds no rankings: {FORMS}")
-    check_repeats(path, (len(value) for value in map(_list_of, content.values()) if value is not None))
+        raise SoirError(f"{place} holds no rankings: {FORMS}")
     return RunFile(content, lambda query: listed_of(content.get(query)))
 
 
 def read_text(path: str) -> Any:
-    """What a text file holds: JSON, or a TREC run. Raises SoirError if it is neither."""
+    """What a text file holds: JSON, a TREC run or a CSV run. Raises SoirError if it is none of these."""
 
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         """An object of JSON. Of a key that stands twice, json would take the last value."""
@@ -151,11 +118,15 @@ def read_text(path: str) -> Any:
     except OSError as error:
         raise SoirError(f"cannot read {path}: {error.strerror or error}") from error
     first_line = start[3 * start.startswith(b"\xef\xbb\xbf") :].lstrip().partition(b"\n")[0]
-    if first_line[:1] in (b"{", b"["):
-        return read_json(path, object_pairs_hook=once)
-    if len(first_line.split()) == 6:
+    if len(first_line.split()) == 6 and b'"' not in first_line:
         return read_trec(path)
-    raise SoirError(f"{path} holds no run: {FORMS}")
+    kind = kind_of_file(path)
+    if kind == "JSON":
+        return read_json(path, object_pairs_hook=once)
+    columns = [name.strip().lower() for name in first_line.decode("utf-8", "replace").split(",")]
+    if {"query", "path"} <= set(columns):
+        return read_csv(path)
+    raise SoirError(f"{path} holds no run, it is {kind}: {FORMS}")
 
 
 def _list_of(value: Any) -> Any:
@@ -181,9 +152,21 @@ def listed_of(value: Any) -> Listed | None:
         return Listed(items)
     is_regular = kinds <= {list, tuple} and set(map(len, items)) in ({2}, {3})
     columns: list[Any] = list(zip(*(items if is_regular else map(_row_of, items))))
-    if set(map(type, columns[0])) != {str}:
-        columns[0] = [path if isinstance(path, str) else None for path in columns[0]]
-    return Listed(*columns)
+    if set(map(type, columns[0])) == {str}:
+        return Listed(*columns)
+    columns[0] = [path if isinstance(path, str) else None for path in columns[0]]
+    return Listed(*columns)._replace(odd=_in_words(items[columns[0].index(None)]))
+
+
+def _in_words(item: Any) -> str:
+    """What an item of a ranking is, where a path is expected."""
+    if isinstance(item, dict):
+        return f"a dict with {', '.join(map(shorten, list(item)[:4])) or 'no keys'}"
+    if isinstance(item, (list, tuple)):
+        first = item[0] if item else None
+        kind = f"a {type(first).__name__}" if isinstance(first, (list, tuple, dict)) else _in_words(first)
+        return f"a list that begins with {kind}" if item else "an empty list"
+    return f"{shorten(item)} ({type(item).__name__})" if isinstance(item, (int, float)) else f"a {type(item).__name__}"
 
 
 def _row_of(item: Any) -> tuple[Any, Any, Any]:
@@ -194,24 +177,21 @@ def _row_of(item: Any) -> tuple[Any, Any, Any]:
     return item, None, None
 
 
-def open_matrices(path: str, content: dict[str, Any]) -> RunFile:
+def open_matrices(place: str, content: dict[str, Any], limit: int) -> RunFile:
     """A run in matrices. Raises SoirError if their shapes or values do not fit, or a query is there twice."""
     name = "indices" if "indices" in content else "similarities"
-    limit = unpacked_limit(os.path.getsize(path))
+    scores = boxes = None
     try:
         queries, gallery = as_texts(content.get("queries"), limit), as_texts(content.get("gallery"), limit)
         if queries is None or gallery is None:
             raise ValueError(f"expected `queries` and `gallery`, lists of paths, beside `{name}`")
-        shape: tuple[int, ...] = (len(queries), len(gallery))
         matrix = _matrix(content, name, 2, limit)
+        shape = (len(queries), len(gallery) if name == "similarities" else matrix.shape[1])
         if name == "indices":
-            shape = (len(queries), *matrix.shape[1:])
             if matrix.dtype.kind not in "iu" or matrix.size and not -1 <= matrix.min() <= matrix.max() < len(gallery):
                 raise ValueError(f"expected whole numbers from -1 to {len(gallery) - 1} in `indices`")
-        scores = (
-            _matrix(content, "scores", 2, limit) if name == "indices" and content.get("scores") is not None else None
-        )
-        boxes = _matrix(content, "boxes", 3, limit) if name == "indices" and content.get("boxes") is not None else None
+            scores = None if content.get("scores") is None else _matrix(content, "scores", 2, limit)
+            boxes = None if content.get("boxes") is None else _matrix(content, "boxes", 3, limit)
         for array, expected in ((matrix, shape), (scores, shape), (boxes, (*shape, 4))):
             if array is not None and array.shape != expected:
                 raise ValueError(f"expected arrays of {expected}, found {array.shape}")
@@ -220,11 +200,11 @@ def open_matrices(path: str, content: dict[str, Any]) -> RunFile:
                 "its `similarities` are sorted, so they do not tell which images they are of: save its `knns` too"
             )
     except ValueError as error:
-        raise SoirError(f"{path} holds no run: {error}") from error
+        raise SoirError(f"{place} holds no run: {error}") from error
     rows: dict[str, int] = {}
     for number, query in enumerate(queries):
         if query in rows:
-            raise SoirError(f"{path} holds no run: the query {shorten(query)} is in `queries` twice")
+            raise SoirError(f"{place} holds no run: the query {shorten(query)} is in `queries` twice")
         rows[query] = number
 
     def listed(query: str) -> Listed | None:
@@ -234,9 +214,10 @@ def open_matrices(path: str, content: dict[str, Any]) -> RunFile:
         if name == "similarities":
             return Listed(gallery, matrix[row], is_ordered=False)
         kept = np.flatnonzero(matrix[row] >= 0)
-        paths = [gallery[index] for index in matrix[row][kept].tolist()]
-        columns: list[Any] = [None if array is None else array[row][kept] for array in (scores, boxes)]
-        return Listed(paths, *columns)
+        indices = matrix[row][kept].tolist()
+        own_scores, own_boxes = (None if array is None else array[row][kept] for array in (scores, boxes))
+        is_padded = _is_padded(indices, len(gallery))
+        return Listed([gallery[index] for index in indices], own_scores, own_boxes, is_padded=is_padded)
 
     return RunFile(queries, listed)
 
@@ -254,35 +235,93 @@ def _is_sorted(similarities: np.ndarray) -> bool:
     return is_large and bool((similarities[:, 1:] <= similarities[:, :-1]).all())
 
 
-# ----------------------------------------------------------------------------------------------------------------- TREC
+def _is_padded(indices: list[int], count: int) -> bool:
+    """Whether a row of indices ends as if -1 had become the last of `count` images, or the first: twice the same one of
+    these, or three times any."""
+    return len(set(indices[-3:])) == 1 < len(indices) - 1 or (
+        len(set(indices[-2:])) == 1 < len(indices) and indices[-1] in (0, count - 1)
+    )
 
 
-def read_trec(path: str) -> dict[str, dict[str, float]]:
-    """Read a TREC run: query -> {path: score}; a path that is listed several times keeps its best score.
+# ---------------------------------------------------------------------------------------------------------- TREC, CSV
 
-    Raises SoirError if the file cannot be read, or a line is not `query Q0 path rank score tag`.
-    """
-    run: dict[str, dict[str, float]] = {}
+
+class Line(NamedTuple):
+    """A line of a run in text."""
+
+    query: str
+    path: str
+    score: float | None
+    rank: float  # NaN for none
+
+
+def read_trec(path: str) -> RunFile:
+    """Read a TREC run. Raises SoirError if it cannot be read, or a line is not `query Q0 path rank score tag`."""
+    lines = []
+    for number, line in enumerate(_read_lines(path), start=1):
+        fields = line.split()
+        if fields:
+            try:
+                query, _, name, rank, score, _ = fields
+                lines.append(Line(decode_path(query), decode_path(name), float(score), _as_number(rank)))
+            except ValueError:
+                raise SoirError(f"{path}, line {number}: expected `query Q0 path rank score tag`; {FORMS}") from None
+    return join_lines(lines)
+
+
+def read_csv(path: str) -> RunFile:
+    """Read a run in CSV. Raises SoirError if it cannot be read, or a line lacks a query, a path, or a score or rank."""
+    rows = csv.DictReader(_read_lines(path), skipinitialspace=True)
+    rows.fieldnames = [name.strip().lower() for name in rows.fieldnames or ()]
+    lines = []
+    try:
+        for row in rows:
+            score = row.get("score")
+            rank = float(row["rank"]) if score is None else _as_number(row.get("rank"))
+            lines.append(Line(row["query"] + "", row["path"] + "", None if score is None else float(score), rank))
+    except (csv.Error, KeyError, TypeError, ValueError):
+        line = "query,path,score (a number, the highest best) or query,path,rank (from 1)"
+        raise SoirError(f"{path}, line {rows.line_num}: expected {line}; {FORMS}") from None
+    return join_lines(lines)
+
+
+def join_lines(lines: list[Line]) -> RunFile:
+    """The run of lines in any order. An image that a query lists several times keeps its best score, or rank."""
+    best: defaultdict[str, dict[str, Line]] = defaultdict(dict)
+    for line in lines:
+        other = best[line.query].get(line.path)
+        if other is None or (line.score or 0, -line.rank) > (other.score or 0, -other.rank):
+            best[line.query][line.path] = line
+
+    def listed(query: str) -> Listed:
+        own = list(best[query].values())
+        ranks = np.array([line.rank for line in own], dtype=np.float64)
+        scores = None if any(line.score is None for line in own) else [line.score for line in own]
+        has_ranks = len(set(ranks.tolist())) == len(own) and not np.isnan(ranks).any()
+        if scores is None or len(set(scores)) == 1 and has_ranks:
+            return Listed([own[index].path for index in np.argsort(ranks, kind="stable")])  # nothing but ranks
+        return Listed([line.path for line in own], scores, is_ordered=False, ranks=ranks if has_ranks else None)
+
+    return RunFile(list(best), listed)
+
+
+def _read_lines(path: str) -> list[str]:
     try:
         with open_regular(path) as file:
-            lines = file.read().decode("utf-8-sig").split("\n")
+            return file.read().decode("utf-8-sig").split("\n")
     except OSError as error:
         raise SoirError(f"cannot read {path}: {error.strerror or error}") from error
     except ValueError as error:
         raise SoirError(f"{path} holds no run, for it is no text in UTF-8: {FORMS}") from error
-    for number, line in enumerate(lines, start=1):
-        fields = line.split()
-        if not fields:
-            continue
-        try:
-            query, _, name, _, text, _ = fields
-            score = float(text)
-        except ValueError:
-            raise SoirError(f"{path}, line {number}: expected `query Q0 path rank score tag`; {FORMS}") from None
-        listed = run.setdefault(decode_path(query), {})
-        name = decode_path(name)
-        listed[name] = max(score, listed.get(name, score))
-    return run
+
+
+def _as_number(text: str | None) -> float:
+    with suppress(TypeError, ValueError):
+        return float(text)  # type: ignore[arg-type]
+    return math.nan
+
+
+# ------------------------------------------------------------------------------------------------------ written as TREC
 
 
 def decode_path(text: str) -> str:
@@ -321,152 +360,3 @@ def trec_qrels(task: Task) -> Iterator[bytes]:
     for query, relevant in zip(task.queries, task.relevant):
         word = encode_path(query)
         yield "".join(f"{word} 0 {names[position]} 1\n" for position in relevant.tolist()).encode()
-
-
-# ------------------------------------------------------------------------------------------------------------ a ranking
-
-
-def read_ranking(
-    query: str, listed: Listed, numbers: dict[str | None, int], allowed: np.ndarray, findings: Findings
-) -> Ranking:
-    """Check what is listed for a query, take out images that the query does not compete over, and order ties.
-
-    numbers  path -> position in the gallery, or OTHER
-    allowed  bool [gallery + 2], by position: whether an image stays in the ranking, see `_allowed_positions`
-    """
-    positions = look_up(listed.paths, numbers)
-    scores = None if listed.scores is None else as_scores(listed.scores)
-    boxes = None if listed.boxes is None else as_boxes(listed.boxes)
-
-    def report(reason: str, at: np.ndarray) -> None:
-        """List one place per query: of a million paths, all may be unknown."""
-        if len(at):
-            more = f" and {len(at) - 1:,} more" if len(at) > 1 else ""
-            findings.skip(reason, f"{query}: {shorten(listed.paths[at[0]])}{more}")
-
-    kept = allowed[positions]
-    report(ODD_PATH, np.flatnonzero(positions == UNKNOWN))
-    if scores is not None:
-        if not listed.is_ordered:
-            scores[np.isnan(scores)] = np.inf  # without an order, an image without a score has no place
-        is_odd = np.isinf(scores) & kept
-        report(ODD_SCORE, np.flatnonzero(is_odd))
-        kept &= ~is_odd
-    if boxes is not None:
-        is_odd = np.isinf(boxes[:, 0])
-        report(ODD_BOX, np.flatnonzero(is_odd & kept))
-        boxes[is_odd] = np.nan
-    order = np.flatnonzero(kept)
-    if not listed.is_ordered and scores is not None:
-        order = order[np.lexsort((positions[order], -scores[order]))]
-    order = order[is_first(positions[order], len(allowed))]
-    if scores is not None and listed.is_ordered:
-        if not is_monotone(scores[order]):
-            findings.skip(ODD_ORDER, query)
-        order = order[order_ties(scores[order], positions[order])]
-    if boxes is not None:
-        boxes = boxes[order]
-        boxes = None if np.isnan(boxes).all() else boxes
-    return Ranking(positions[order], None if scores is None else scores[order], boxes)
-
-
-def counts_up(scores: Any) -> bool:
-    """Whether scores, as a file lists them, are 1, 2, 3, ..., or 0, 1, 2, ..., as ranks are."""
-    return (
-        isinstance(scores, list)
-        and len(scores) > 1
-        and any(scores == list(range(first, first + len(scores))) for first in (0, 1))
-    )
-
-
-def look_up(paths: Sequence[str | None], numbers: dict[str | None, int]) -> np.ndarray:
-    """int64 [N]: the position of each path in the gallery, UNKNOWN, or OTHER."""
-    return np.fromiter(map(numbers.get, paths, repeat(UNKNOWN)), dtype=np.int64, count=len(paths))
-
-
-def as_scores(values: Any) -> np.ndarray:
-    """float64 [N]: NaN where a score is None, infinite where it is no finite number."""
-    if isinstance(values, np.ndarray):
-        array = values.astype(np.float64)
-        return np.where(np.isfinite(array), array, np.inf)
-    if set(map(type, values)) <= {int, float}:
-        try:
-            array = np.array(values, dtype=np.float64)
-            return np.where(np.isfinite(array), array, np.inf)
-        except OverflowError:  # an integer beyond any float
-            pass
-    array = np.full(len(values), np.inf)
-    for number, value in enumerate(values):
-        if value is None:
-            array[number] = np.nan
-        elif type(value) in (int, float) and -MAX_FLOAT <= value <= MAX_FLOAT:
-            array[number] = value
-    return array
-
-
-MAX_FLOAT = float(np.finfo(np.float64).max)
-
-
-def as_boxes(values: Any) -> np.ndarray:
-    """float64 [N, 4]: NaN where a box is None, infinite where it is no box."""
-    if not isinstance(values, np.ndarray):
-        values = values if isinstance(values, (list, tuple)) else list(values)
-        is_plain = set(map(type, values)) <= {list, tuple} and set(map(len, values)) == {4}
-        if not is_plain or not set(map(type, chain.from_iterable(values))) <= {int, float}:
-            return _as_boxes_one_by_one(values)
-        try:
-            values = np.array(values, dtype=np.float64)
-        except OverflowError:
-            return _as_boxes_one_by_one(values)
-    boxes = values.astype(np.float64)
-    with np.errstate(invalid="ignore"):
-        is_sound = (np.abs(boxes) <= geometry.MAX_COORDINATE).all(axis=1)
-        is_sound &= (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
-    boxes[~is_sound & ~np.isnan(boxes).all(axis=1)] = np.inf
-    return np.asarray(boxes)
-
-
-def report_shares(path: str, parts: Iterable[np.ndarray], findings: Findings) -> None:
-    """Add a run to the findings if most of its boxes are shares of the image.
-
-    parts  its boxes, float64 [N, 4] each; those that are NaN do not count
-    """
-    shares = known = 0
-    for boxes in parts:
-        known += int(np.count_nonzero(~np.isnan(boxes[:, 0])))
-        shares += int(np.count_nonzero(((boxes >= 0) & (boxes <= 1)).all(axis=1)))
-    if shares > known / 2:
-        findings.notice("run whose boxes lie within 0..1: if they are shares of the image, its IoU means nothing", path)
-
-
-def _as_boxes_one_by_one(values: Sequence[Any]) -> np.ndarray:
-    boxes = np.full((len(values), 4), np.nan)
-    for number, value in enumerate(values):
-        if value is not None:
-            boxes[number] = value if geometry.is_box(value) else math.inf
-    return boxes
-
-
-def is_first(positions: np.ndarray, count: int) -> np.ndarray:
-    """bool [N]: whether a position stands here for the first time. UNKNOWN always does: it may be any path."""
-    if not len(positions):
-        return np.zeros(0, dtype=bool)
-    first = np.zeros(count, dtype=np.int64)
-    order = np.arange(len(positions))
-    first[positions[::-1]] = order[::-1]  # of several, the last to be written, so the first in the ranking, stays
-    return np.asarray((first[positions] == order) | (positions == UNKNOWN))
-
-
-def is_monotone(scores: np.ndarray) -> bool:
-    """Whether the scores that are given fall, or rise, all the way."""
-    steps = np.diff(scores[~np.isnan(scores)])
-    return not ((steps > 0).any() and (steps < 0).any())
-
-
-def order_ties(scores: np.ndarray, positions: np.ndarray) -> np.ndarray:
-    """int64 [N]: the order in which each stretch of equal scores is in gallery order. NaN is equal to nothing."""
-    is_new = np.ones(len(scores), dtype=bool)
-    is_new[1:] = scores[1:] != scores[:-1]
-    if is_new.all():
-        return np.arange(len(scores))
-    return np.lexsort((positions, np.cumsum(is_new)))

@@ -1,9 +1,4 @@
-"""Features: read one vector per image or several, and rank the gallery by cosine similarity.
-
-The file is .pt (as torch.save wrote it) or .npz, and holds one of
-
-    path -> vector [dimension], or matrix [objects, dimension], or {"vectors": matrix, "boxes": [objects, 4] or None}
-    `paths` (a path once per vector), `features` [vectors, dimension] and perhaps `boxes` [vectors, 4]
+"""Ranking by features: the cosine similarity of queries and gallery images.
 
 The score of an image is that of its best object (max-sim); of a query with several vectors, that of the best pair. The
 box of that object is the localization. Each distinct vector is multiplied only once, so equal vectors get equal scores
@@ -19,7 +14,7 @@ import numpy as np
 
 from soir.features import CHUNK, Features, as_float32
 from soir.findings import progress_bar
-from soir.protocol import Found, Ranking, Task, box_matters
+from soir.protocol import Hits, Ranking, Task, make_hits, tie_bounds
 
 # Similarities that are held at a time, 128 MB: of 580 queries to 55,000 images. In blocks of half the size, the product
 # would take 10 % longer; of three times the size, 15 % less.
@@ -36,55 +31,48 @@ class Columns(NamedTuple):
     positions: np.ndarray  # int64 [images], in the gallery: of the images that have vectors
     column_of: np.ndarray  # int64 [gallery]: which image of these a position is; -1 for none
     rows: np.ndarray  # int64 [objects]: the vectors, image by image
-    starts: np.ndarray  # int64 [images]: where in `rows` the objects of each image begin
+    starts: np.ndarray  # int64 [images + 1]: where in `rows` the objects of each image begin
     vectors: np.ndarray  # float32 [distinct, dimension], of length 1
     copies: np.ndarray | None  # int64 [objects]: which of `vectors` each is; None: each is its own
 
 
-class Similarities(NamedTuple):
-    """The similarities of some queries. They are valid only until the next block, which reuses the memory."""
+class Scored(NamedTuple):
+    """The similarities of a query. They are valid only until the next query, which may reuse the memory."""
 
-    numbers: list[int]  # of the queries
+    number: int  # of the query
     columns: Columns
-    images: np.ndarray  # float32 [queries, images]
-    objects: np.ndarray  # float32 [queries, objects]
+    images: np.ndarray  # float32 [images]
+    objects: np.ndarray  # float32 [objects]
 
 
-# ------------------------------------------------------------------------------------------------------------- ranking
-
-
-def find_by_features(features: Features, task: Task) -> Iterator[Found]:
+def find_by_features(features: Features, task: Task) -> Iterator[Hits]:
     """Yield where the relevant images of each query stand, without sorting the others.
 
     Queries come kind by kind; those without a feature, or without relevant images, do not come at all.
     """
-    numbers = [number for number, relevant in enumerate(task.relevant) if len(relevant)]
-    for scored in score_images(features, task, numbers):
+    for scored in score_images(features, task, [n for n, images in enumerate(task.relevant) if len(images)]):
         columns = scored.columns
-        ranks_of_all, images_of_all = [], []
-        for number, similarities in zip(scored.numbers, scored.images):
-            images = columns.column_of[task.relevant[number]]
-            ranks, images = rank_images(similarities, images[images >= 0])
-            ranks_of_all.append(ranks)
-            images_of_all.append(images)
-        counts = np.array(list(map(len, ranks_of_all)))
-        ranks, images, boxes = np.concatenate(ranks_of_all), np.concatenate(images_of_all), None
+        images = columns.column_of[task.relevant[scored.number]]
+        ranks, images = rank_images(scored.images, images[images >= 0])
+        boxes = None
         if features.boxes is not None:
-            matters = box_matters(ranks, counts)
-            rows = np.repeat(np.arange(len(counts)), counts)[matters]
-            boxes = features.boxes[best_objects(scored, rows, images[matters])]
-        yield Found(np.array(scored.numbers), counts, ranks, columns.positions[images], boxes)
+            boxes = features.boxes[[best_object(scored, image) for image in images.tolist()]]
+        hits = make_hits(task, scored.number, ranks, columns.positions[images], boxes)
+        if columns.copies is not None:  # else no two images have the same vector, and hardly the same similarity
+            scores = scored.images[images]
+            ahead = np.array([np.count_nonzero(scored.images > score) for score in scores], dtype=np.int64)
+            tied = np.array([np.count_nonzero(scored.images == score) for score in scores], dtype=np.int64)
+            hits = hits._replace(tied=tie_bounds(ahead, tied))
+        yield hits
 
 
 def rank_by_features(features: Features, task: Task, numbers: list[int]) -> Iterator[tuple[int, Ranking]]:
     """Yield (number, whole ranking) of some queries, kind by kind; none for those without a feature."""
     for scored in score_images(features, task, numbers):
-        for row, (number, similarities) in enumerate(zip(scored.numbers, scored.images)):
-            order, boxes = np.argsort(-similarities, kind="stable"), None
-            if features.boxes is not None:
-                boxes = features.boxes[best_objects(scored, np.full(len(order), row), order)]
-            positions = scored.columns.positions[order]
-            yield number, Ranking(positions, similarities[order].astype(np.float64), boxes)
+        order, boxes = np.argsort(-scored.images, kind="stable"), None
+        if features.boxes is not None:
+            boxes = features.boxes[[best_object(scored, image) for image in order.tolist()]]
+        yield scored.number, Ranking(scored.columns.positions[order], scored.images[order].astype(np.float64), boxes)
 
 
 def rank_images(similarities: np.ndarray, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -93,8 +81,6 @@ def rank_images(similarities: np.ndarray, images: np.ndarray) -> tuple[np.ndarra
     similarities  float32 [all]
     images        int64 [N]: which of these
     Returns (int64 [N]: the ranks, from 1, ascending; int64 [N]: the image at each).
-
-    Ahead of an image are those before it with a similarity as high, and those behind it with a higher one.
     """
     scores = similarities[images]
     if len(images) <= FEW:
@@ -104,39 +90,22 @@ def rank_images(similarities: np.ndarray, images: np.ndarray) -> tuple[np.ndarra
         ]
         ranks = np.array(ahead, dtype=np.int64) + 1
     else:
-        order = scores.argsort()[::-1]  # a search for sorted values is several times faster
-        scores, images = scores[order], images[order]
         ascending = np.sort(similarities)
-        last = ascending.searchsorted(scores, side="right")
-        ranks = len(similarities) + 1 - last
-        tied = np.flatnonzero(ascending[last - 2] == scores)  # with another image, or it is the only one
-        if not len(tied):
-            return ranks, images
-        for number in tied:
-            ranks[number] += np.count_nonzero(similarities[: images[number]] == scores[number])
+        not_higher = ascending.searchsorted(scores, side="right")
+        ranks = len(similarities) - not_higher + 1
+        for index in np.flatnonzero(not_higher - ascending.searchsorted(scores) > 1):  # equal to another image
+            ranks[index] += np.count_nonzero(similarities[: images[index]] == scores[index])
     order = ranks.argsort(kind="stable")
     return ranks[order], images[order]
 
 
-def best_objects(scored: Similarities, rows: np.ndarray, images: np.ndarray) -> np.ndarray:
-    """int64 [N]: the row of `Features` of the best object in each image, the first one of equals.
-
-    rows, images  int64 [N], of `scored.images`
-    """
-    columns = scored.columns
-    if len(columns.rows) == len(columns.starts):
-        return np.asarray(columns.rows[images])
-    ends = np.append(columns.starts[1:], len(columns.rows))
-    counts = ends[images] - columns.starts[images]
-    stops = np.cumsum(counts)
-    objects = np.arange(stops[-1] if len(stops) else 0) + np.repeat(columns.starts[images] - (stops - counts), counts)
-    is_best = scored.objects[np.repeat(rows, counts), objects] == np.repeat(scored.images[rows, images], counts)
-    is_best = np.flatnonzero(is_best)
-    first = is_best[np.searchsorted(is_best, stops - counts)]
-    return np.asarray(columns.rows[objects[first]])
+def best_object(scored: Scored, image: int) -> int:
+    """The row of `Features` of the best object in an image, the first one of equals."""
+    start, stop = scored.columns.starts[image : image + 2]
+    return int(scored.columns.rows[start + scored.objects[start:stop].argmax()])
 
 
-def score_images(features: Features, task: Task, numbers: list[int]) -> Iterator[Similarities]:
+def score_images(features: Features, task: Task, numbers: list[int]) -> Iterator[Scored]:
     """Yield the similarities of those of some queries that have features, kind by kind."""
     with progress_bar("scoring", total=len(numbers)) as bar:
         for kind, candidates in enumerate(task.candidates):
@@ -149,7 +118,10 @@ def score_images(features: Features, task: Task, numbers: list[int]) -> Iterator
             step = max(1, BLOCK // max(len(columns.rows), features.vectors.shape[1]))
             buffer = np.empty((min(step, len(features.norms)), len(columns.vectors)), dtype=np.float32)
             for block in split_by_rows([features.rows[task.queries[n]] for n in asking], step):
-                yield score_block(features, task, asking[block], columns, buffer)
+                rows_of_queries = [features.rows[task.queries[n]] for n in asking[block]]
+                images, objects = score_block(features, rows_of_queries, columns, buffer)
+                for number, of_images, of_objects in zip(asking[block], images, objects):
+                    yield Scored(number, columns, of_images, of_objects)
                 bar.update(block.stop - block.start)
 
 
@@ -159,7 +131,7 @@ def make_columns(features: Features, task: Task, candidates: np.ndarray) -> Colu
     rows_of_images = [features.rows[task.gallery[position]] for position in positions]
     column_of = np.full(len(task.gallery), -1, dtype=np.int64)
     column_of[positions] = np.arange(len(positions))
-    starts = np.cumsum([0, *map(len, rows_of_images)], dtype=np.int64)[:-1]
+    starts = np.cumsum([0, *map(len, rows_of_images)], dtype=np.int64)
     rows = np.array(list(chain.from_iterable(rows_of_images)), dtype=np.int64)
     vectors, copies = distinct_rows(unit_rows(features, rows))
     return Columns(np.array(positions, dtype=np.int64), column_of, rows, starts, vectors, copies)
@@ -210,23 +182,23 @@ def split_by_rows(rows: list[list[int]], step: int) -> Iterator[slice]:
 
 
 def score_block(
-    features: Features, task: Task, numbers: list[int], columns: Columns, buffer: np.ndarray
-) -> Similarities:
-    """The similarities of some queries.
+    features: Features, rows_of_queries: list[list[int]], columns: Columns, buffer: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """The similarities of some queries: float32 [queries, images], and float32 [queries, objects].
 
-    buffer  float32 [rows, distinct], to be used again and again: the system would clear new memory each time
+    rows_of_queries  the rows of `Features` of each
+    buffer           float32 [rows, distinct], to be used again and again: the system would clear new memory each time
     """
-    rows = [features.rows[task.queries[number]] for number in numbers]
-    vectors, copies = distinct_rows(unit_rows(features, np.array(list(chain.from_iterable(rows)))))
+    vectors, copies = distinct_rows(unit_rows(features, np.array(list(chain.from_iterable(rows_of_queries)))))
     out = buffer[: len(vectors)] if len(vectors) <= len(buffer) else None
     objects = np.matmul(vectors, columns.vectors.T, out=out)
     if copies is not None:
         objects = objects[copies]
     if columns.copies is not None:
         objects = np.take(objects, columns.copies, axis=1)
-    if len(objects) > len(rows):
-        objects = np.maximum.reduceat(objects, np.cumsum([0, *map(len, rows[:-1])]), axis=0)
+    if len(objects) > len(rows_of_queries):
+        objects = np.maximum.reduceat(objects, np.cumsum([0, *map(len, rows_of_queries[:-1])]), axis=0)
     images = objects
-    if len(columns.starts) < len(columns.rows):
-        images = np.maximum.reduceat(objects, columns.starts, axis=1)
-    return Similarities(numbers, columns, images, objects)
+    if len(columns.positions) < len(columns.rows):
+        images = np.maximum.reduceat(objects, columns.starts[:-1], axis=1)
+    return images, objects

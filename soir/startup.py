@@ -5,6 +5,8 @@ It is for scripts only, since it sets `sys.excepthook`. No other module of this 
 
 from __future__ import annotations
 
+import atexit
+import gc
 import sys
 from contextlib import suppress
 from typing import Any
@@ -28,3 +30,4 @@ def _end_in_one_line(kind: type[BaseException], error: BaseException, traceback:
 
 
 sys.excepthook = _end_in_one_line
+atexit.register(gc.freeze)  # else Python would look for cycles among all objects before it ends, which takes 16 ms

@@ -8,7 +8,6 @@ import signal
 import threading
 import time
 import warnings
-from collections import deque
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Callable, Iterator, Sequence, TypeVar
 
@@ -17,18 +16,18 @@ if TYPE_CHECKING:
 
 from soir.files import SoirError
 from soir.findings import progress_bar
-from soir.signals import signals_later
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-# Items that a worker gets at a time: enough to hide the cost of handing them over (a mask of OWID takes 0.3 ms), few
-# enough that the last ones do not keep one worker busy alone (a mask of RoboTools takes 15 ms).
-BATCH = 64
+# Items that a worker gets at a time, at least: enough to hide the cost of handing them over (a mask of OWID takes
+# 0.3 ms), few enough that Ctrl-C, which waits for the two or three batches of each worker, takes less than a second (a
+# mask of RoboTools takes 15 ms).
+BATCH = 16
 
-# Batches that are handed over and not yet taken back: enough to keep the workers busy for the ten seconds in which the
-# main process parses the JSON of OWID, few enough to be cancelled one by one on Ctrl-C.
-WINDOW = 1000
+# Batches at most. All are submitted at once, and for each one Python writes four bytes to a pipe: if the pipe is full,
+# at 16,384 of them, Python 3.9 to 3.11 may wait forever.
+MAX_BATCHES = 4096
 
 
 @contextmanager
@@ -41,29 +40,27 @@ def map_ordered(
     items     what can be pickled too; results come in the order of the items
     Raises SoirError if a worker process cannot be started, or dies.
     """
-    batches = [items[start : start + BATCH] for start in range(0, len(items), BATCH)]
+    size = max(BATCH, -(-len(items) // MAX_BATCHES))
+    batches = [items[start : start + size] for start in range(0, len(items), size)]
     workers = min(workers, len(batches))
     with progress_bar(title, total=len(items)) as progress:
         if workers <= 1:
-            yield _one_by_one(([function(item)] for item in items), progress)
+            yield _one_by_one(([function(item)] for item in items), len(items), progress)
             return
         # Here, not above: --help and a run with one worker have no need of them, and they take 4 ms.
         from concurrent.futures.process import BrokenProcessPool, ProcessPoolExecutor
 
-        # Once this is 1, the workers drop the items that they still have. They are not killed: a worker that is killed
-        # while it writes leaves the queue locked, and all others wait forever.
-        stop = multiprocessing.RawValue("b", 0)
-        pool = ProcessPoolExecutor(workers, initializer=_start_worker, initargs=(stop, os.getpid()))
-        waiting: deque[Future[list[Result]]] = deque()
+        pool = ProcessPoolExecutor(workers, initializer=_start_worker, initargs=(os.getpid(),))
+        futures: list[Future[list[Result]]] = []
         try:
-            _submit(pool, function, batches[:WINDOW], waiting)
-            yield _one_by_one(_in_order(pool, function, batches[WINDOW:], waiting), progress)
+            _submit(pool, function, batches, futures)
+            # Those that are done with are forgotten, since they hold their results.
+            yield _one_by_one((futures.pop(0).result() for _ in batches), len(items), progress)
         except BrokenProcessPool as error:
             reason = "a worker process died (killed, or out of memory)"
             raise SoirError(f"{reason}: run again, perhaps with fewer --workers") from error
         finally:
-            stop.value = 1
-            for future in waiting:
+            for future in futures:
                 future.cancel()
             pool.shutdown()
 
@@ -72,52 +69,57 @@ def _submit(
     pool: ProcessPoolExecutor,
     function: Callable[[Item], Result],
     batches: Sequence[Sequence[Item]],
-    waiting: deque[Future[list[Result]]],
+    futures: list[Future[list[Result]]],
 ) -> None:
-    """Start the workers, with the first batches."""
+    """Start the workers, with all of the batches; add what will be the results to `futures`."""
     try:
-        with signals_later():
-            waiting.extend(pool.submit(_work, function, batch) for batch in batches)
+        with _signals_later():
+            futures.extend(pool.submit(_work, function, batch) for batch in batches)
     except OSError as error:
         for process in multiprocessing.active_children():  # they have no work yet, and nobody to give them any
             process.kill()
         raise SoirError(f"cannot start worker processes ({error}): use fewer --workers") from error
 
 
-def _in_order(
-    pool: ProcessPoolExecutor,
-    function: Callable[[Item], Result],
-    batches: Sequence[Sequence[Item]],
-    waiting: deque[Future[list[Result]]],
-) -> Iterator[list[Result]]:
-    later = iter(batches)
-    while waiting:
-        yield waiting.popleft().result()
-        for batch in later:
-            with signals_later():  # submit() takes locks
-                waiting.append(pool.submit(_work, function, batch))
-            break
+@contextmanager
+def _signals_later() -> Iterator[None]:
+    """Delay Ctrl-C and SIGTERM: a start of workers that is broken off could leave one that waits forever.
+
+    The handlers are replaced, since a mask of signals holds for one thread, and NumPy has others that would take them.
+    """
+    if threading.current_thread() is not threading.main_thread():  # an interrupt meets only the main one
+        yield
+        return
+    came: list[int] = []
+    old = {n: signal.signal(n, lambda number, _: came.append(number)) for n in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+    if came:
+        os.kill(os.getpid(), came[0])
 
 
-def _one_by_one(batches: Iterator[list[Result]], progress: Any) -> Iterator[Result]:
+def _one_by_one(batches: Iterator[list[Result]], expected: int, progress: Any) -> Iterator[Result]:
+    """The results in batches. Raises SoirError at the end if they are not as many as expected: whoever pairs them with
+    the items would have given some to the wrong ones."""
     for results in batches:
         progress.update(len(results))
+        expected -= len(results)
         yield from results
+    if expected:
+        raise SoirError(f"{abs(expected):,} results of the workers are missing or too many: run again with --workers 1")
 
 
 # ------------------------------------------------------------------------------------------------------- in the workers
 
-_stop: Any = None
 
-
-def _start_worker(stop: Any, starter: int) -> None:
+def _start_worker(starter: int) -> None:
     """Prepare a worker. Ctrl-C is for the parent to handle; when the parent is gone, the worker ends too.
 
-    stop     shared with the parent
     starter  process id of the parent
     """
-    global _stop
-    _stop = stop
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     warnings.simplefilter("ignore")  # of Pillow, on what is odd in a file
@@ -134,9 +136,4 @@ def _start_worker(stop: Any, starter: int) -> None:
 
 
 def _work(function: Callable[[Item], Result], batch: Sequence[Item]) -> list[Result]:
-    results = []
-    for item in batch:
-        if _stop.value:
-            break
-        results.append(function(item))
-    return results
+    return [function(item) for item in batch]

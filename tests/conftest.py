@@ -1,4 +1,4 @@
-"""What the tests share: the sample, tiny trees to damage, the command line, and what a refusal looks like."""
+"""What the tests share: the command line, the sample, and tiny trees to damage."""
 
 import contextlib
 import copy
@@ -22,11 +22,6 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "examples"), str(ROOT / "tests")]
 
 import make_sample  # noqa: E402
-
-from soir import torch_archives  # noqa: E402
-
-# ir_measures, which test_metrics.py compares with, cannot be had for Python 3.7.
-collect_ignore = ["test_metrics.py"] if sys.version_info < (3, 8) else []
 
 SCRIPTS = [
     "create_dataset.py",
@@ -91,16 +86,6 @@ def run_here(script, *args):
     return subprocess.CompletedProcess([script, *args], status, *texts)
 
 
-def refused(done, *words):
-    """Assert that a script refused to run, in one line that holds all of these words. Returns the line."""
-    assert (done.returncode, done.stdout) == (2, ""), done.stdout + done.stderr
-    (line,) = done.stderr.splitlines()
-    assert line.startswith("error: ")
-    for word in words:
-        assert str(word) in line
-    return line
-
-
 def load_plainly(path):
     """Load an annotation file as any researcher would; torch's safe mode is spelled out for torch before 2.6.
 
@@ -134,51 +119,6 @@ def sample_file(voxdet, tmp_path_factory):
 
 
 torch.set_num_threads(1)  # a fork would wait for the threads of OpenMP, which it does not have
-
-
-class ForkedChild:
-    """In place of the child that tries a file: a fork of the test runner, which has torch already."""
-
-    def __init__(self, path, arrays):
-        stdin, stdout = os.pipe(), os.pipe()
-        self.pid = os.fork()
-        if self.pid == 0:
-            try:
-                os.dup2(stdin[0], 0)
-                os.dup2(stdout[1], 1)
-                for end in stdin + stdout:
-                    os.close(end)
-                torch_archives._child(path, arrays)
-            finally:
-                os._exit(99)
-        os.close(stdin[0])
-        os.close(stdout[1])
-        self.stdin, self.stdout = open(stdin[1], "wb"), open(stdout[0], "rb")  # noqa: SIM115
-        self.returncode = None
-
-    def wait(self):
-        if self.returncode is None:
-            status = os.waitpid(self.pid, 0)[1]
-            self.returncode = -os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
-        return self.returncode
-
-    def kill(self):
-        if self.returncode is None:
-            os.kill(self.pid, signal.SIGKILL)
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.stdin.close()
-        self.stdout.close()
-        self.wait()
-
-
-@pytest.fixture(autouse=True)
-def quick_child(request, monkeypatch):
-    if "real_child" not in request.fixturenames:
-        monkeypatch.setattr(torch_archives, "_start_child", ForkedChild)
 
 
 @functools.lru_cache(maxsize=None)
@@ -270,38 +210,14 @@ def tiny(tmp_path):
     return Tiny(tmp_path / "tiny")
 
 
-def files_below(folder):
-    return sorted(os.path.relpath(os.path.join(at, name), folder) for at, _, names in os.walk(folder) for name in names)
-
-
-def make_annotations(folder, root):
-    """Write anns.pt of a VoxDet tree, and rankings.json of it in gallery order. Returns the options that score them."""
-    anns, rankings = folder / "anns.pt", folder / "rankings.json"
-    args = ("--voxdet-root", root, "--output-file", anns, "--relative-paths", "--workers", 1)
-    done = run_here("create_dataset.py", *args)
-    assert done.returncode == 0, done.stderr
-    annotations = load_plainly(anns)
-    gallery = [path for path, entry in annotations.items() if not entry["is_query"]]
-    rankings.write_text(json.dumps({path: gallery for path, entry in annotations.items() if entry["is_query"]}))
-    return ["--ann-file", anns, "--base-path", root, "--rankings", rankings]
-
-
-def make_instre(root, copies=0, parts=("INSTRE-S1",)):
-    """Write a tiny INSTRE: a folder of four images, two for XS and two for XXS too; `copies` are links to it."""
-    for part in parts:
-        folder = root / part / "01a_book"
-        folder.mkdir(parents=True)
-        for number, side in enumerate((30, 30, 10, 10)):
-            Image.new("RGB", (100, 100)).save(str(folder / f"{number}.jpg"))
-            (folder / f"{number}.txt").write_text(f"1 1 {side} {side}\n")
-        for number in range(copies):
-            (root / part / f"again {number}").symlink_to(folder.name)
-    return root
+@pytest.fixture
+def pictures(tmp_path):
+    """A folder of photographs, 64 x 48: q0.png .. q3.png, g0.png .. g3.png."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for name in (f"{kind}{number}.png" for kind in "qg" for number in range(4)):
+        (folder / name).write_bytes(plain_photograph(".png"))
+    return folder
 
 
 needs_proc = pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="there is no /proc here")
-
-needs_new_torch = pytest.mark.skipif(
-    [int(part) for part in torch.__version__.split(".")[:2]] < [2, 6],
-    reason="torch before 2.6 does not load NumPy values, defaultdicts and bytes without running them",
-)

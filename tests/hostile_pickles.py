@@ -159,6 +159,10 @@ def hostile_pickles(marker):
         "array of 10^8 rows without values": pickle.dumps(np.zeros((3, 0)), 2).replace(
             b"K\x03K\x00", b"J\x00\xe1\xf5\x05K\x00"
         ),
+        "array of 2^31 - 1 empty texts": pickle.dumps(np.zeros(0, "U1"), 2)
+        .replace(b"U1", b"U0")
+        .replace(b"K\x00\x85", b"J\xff\xff\xff\x7f\x85"),
+        "array of a character beyond Unicode": pickle.dumps(np.array(["abcd"]), 4).replace(b"a\0\0\0", b"\xff" * 4),
         "list": pickle.dumps([1, 2], 2),
         "number": pickle.dumps(5, 2),
     }

@@ -8,9 +8,8 @@ import numpy as np
 import pycocotools.mask as coco_mask
 import pytest
 import torch
-from conftest import load_plainly, needs_new_torch, run_here
-from pycocotools.coco import COCO
-from test_forms import (
+from conftest import load_plainly, run_here
+from helpers import (
     CORNER,
     EMPTY_QUERY,
     MIDDLE,
@@ -22,36 +21,30 @@ from test_forms import (
     box_of,
     coco_list,
     compressed,
+    convert,
     counts_of,
-    pictures,
+    decode,
+    gallery_of,
+    make_photograph,
+    make_query,
+    pixels_of,
+    queries_of,
     rectangle,
     save,
     score,
-    shuffled_rankings,
     verify,
 )
-
-__all__ = ["pictures"]  # a fixture
-
-
-def convert(file, *args, output="converted.pt"):
-    """Convert a file: (process, what was written or None)."""
-    target = file.parent / output
-    done = run_here("convert_annotations.py", "--ann-file", file, "--output-file", target, *args)
-    return done, load_plainly(target) if target.exists() else None
+from pycocotools.coco import COCO
 
 
-def pixels_of(truth_mask, size):
-    """Of a mask of the sample: an array, or polygons as pycocotools draws them."""
-    if isinstance(truth_mask, list):
-        return coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(truth_mask, *size)))
-    return truth_mask
+def random_rankings(annotations):
+    gallery = sorted(gallery_of(annotations))
+    return {query: random.Random(query).sample(gallery, len(gallery)) for query in queries_of(annotations)}
 
 
 # -------------------------------------------------------------------------------------------------------------- upgrade
 
 
-@needs_new_torch
 def test_the_authors_file_becomes_what_create_dataset_writes(voxdet, sample_file, tmp_path):
     root, truth = voxdet
     before = save(tmp_path, authors_file(truth))
@@ -65,27 +58,20 @@ def test_the_authors_file_becomes_what_create_dataset_writes(voxdet, sample_file
     for path, entry in after.items():
         expected = {field: value for field, value in ours[path].items() if field != "split"}  # they have none
         assert entry == expected, path
-        masks = [entry["mask"]] if entry["is_query"] else entry["mask"]
-        shown = truth[path]
-        true_masks = (
-            [shown["mask"]] if entry["is_query"] else [mask for *_, mask, _ in shown["objects"] if mask is not None]
-        )
-        assert len(masks) == len(true_masks)
-        for mask, true_mask in zip(masks, true_masks):
-            assert np.array_equal(coco_mask.decode(mask), pixels_of(true_mask, mask["size"]))
+        masks, sources = entry["mask"], [mask for *_, mask, _ in truth[path].get("objects", []) if mask is not None]
+        if entry["is_query"]:
+            masks, sources = [masks], [truth[path]["mask"]]
+        assert len(masks) == len(sources)
+        for mask, source in zip(masks, sources):
+            assert np.array_equal(decode(mask), pixels_of(source))
 
     file = tmp_path / "converted.pt"
     done, report = verify(file, root, "--strict")
     assert (done.returncode, counts_of(report)) == (0, {})
-    rankings = shuffled_rankings(
-        [path for path, entry in ours.items() if entry["is_query"]],
-        [path for path, entry in ours.items() if not entry["is_query"]],
-    )
-    # Theirs names no splits, by which a train query of OWID leaves out val images.
-    figures = [
-        score(scored, root, rankings, "--set", "RoboTools")[1]["groups"]["all"] for scored in (file, sample_file)
-    ]
-    figures = [figure["mAP"] for figure in figures]
+    figures = []
+    for scored in (file, sample_file):  # theirs names no splits, by which a train query of OWID leaves out val images
+        _, report, _ = score(tmp_path, scored, "--rankings", random_rankings(ours), "--set", "RoboTools")
+        figures.append(report["groups"]["all"]["mAP"])
     assert figures[0] == pytest.approx(figures[1], abs=1e-12)
 
 
@@ -104,11 +90,10 @@ def test_the_basic_form_becomes_lists_and_keeps_the_whole_image(pictures):
     }
     done, report = verify(pictures / "converted.pt", pictures, "--strict")
     assert (done.returncode, counts_of(report)) == (0, {})
-    rankings = shuffled_rankings([f"q{n}.png" for n in range(3)], [f"g{n}.png" for n in range(4)])
-    figures = [
-        score(file, pictures, rankings)[1]["groups"]["all"]["mAP"] for file in (before, pictures / "converted.pt")
+    reports = [
+        score(pictures, file, "--rankings", random_rankings(after))[1] for file in (before, pictures / "converted.pt")
     ]
-    assert figures[0] == figures[1]
+    assert reports[0]["groups"] == reports[1]["groups"]
 
 
 def test_masks_that_are_none_are_left_out(pictures):
@@ -155,23 +140,6 @@ def same_box_inverted(mask):
         return True
     inverted, box = box_of(~mask), box_of(mask)
     return inverted in (box, (*box[:2], box[2] - 1, box[3] - 1)) or box_of(~mask, True) == box
-
-
-@pytest.mark.parametrize(
-    "make", [authors_mask, lambda mask: {**coco_list(mask), "counts": coco_list(mask)["counts"][1:]}]
-)
-@pytest.mark.parametrize("inclusive", [0, 1])
-def test_inverted_masks_are_set_right_where_the_box_says_so(pictures, make, inclusive):
-    mask = rectangle(*CORNER)
-    entries = any_set("OWID")
-    box = (*CORNER[:2], CORNER[2] - inclusive, CORNER[3] - inclusive)
-    entries["q0.png"].update(mask=make(mask), bbox=box)
-    entries["g0.png"].update(mask=[make(mask), compressed(rectangle(*MIDDLE))], bbox=[CORNER, MIDDLE], ins=[1, 1])
-    _, after = convert(save(pictures, entries))
-    assert np.array_equal(coco_mask.decode(after["q0.png"]["mask"]), mask)
-    assert np.array_equal(coco_mask.decode(after["g0.png"]["mask"][0]), mask)
-    assert after["q0.png"]["bbox"] == CORNER
-    assert after["g0.png"]["bbox"] == [CORNER, MIDDLE]
 
 
 def test_what_cannot_be_upgraded_is_skipped_and_counted(pictures):
@@ -226,7 +194,7 @@ def test_a_file_that_would_lose_all_its_queries_or_images_is_not_converted(pictu
 
 
 def test_a_file_of_gallery_images_only_loses_no_query(pictures):
-    file = save(pictures, {"g0.png": {"bbox": [(5, 5, 1, 1)], "ins": [1], "mask": [], "is_query": False, "set": ""}})
+    file = save(pictures, {"g0.png": make_photograph([1], "", bbox=[(5, 5, 1, 1)])})
     done = run_here("convert_annotations.py", "--ann-file", file, "--output-file", pictures / "converted.pt")
     assert (done.returncode, "error: no gallery image of" in done.stderr) == (2, True)
 
@@ -242,11 +210,17 @@ def test_a_current_file_comes_out_as_it_is(sample_file, tmp_path):
 # -------------------------------------------------------------------------------------------------------------- filters
 
 
-def test_a_set_a_split_and_instances_can_be_chosen(voxdet, sample_file, tmp_path):
-    _, truth = voxdet
+@pytest.fixture
+def sample_copy(sample_file, tmp_path):
+    """The sample's file, where an output may stand beside it."""
     file = tmp_path / "anns.pt"
     file.write_bytes(sample_file.read_bytes())
-    done, after = convert(file, "--set", "OWID", "--split", "val", "--instances", "7", "12345")
+    return file
+
+
+def test_a_set_a_split_and_instances_can_be_chosen(voxdet, sample_copy):
+    root, truth = voxdet
+    done, after = convert(sample_copy, "--set", "OWID", "--split", "val", "--instances", "7", "12345")
     assert done.returncode == 0
     assert "1 x instance that is asked for, and nowhere shown: 12345" in done.stdout
     expected = {}
@@ -257,12 +231,9 @@ def test_a_set_a_split_and_instances_can_be_chosen(voxdet, sample_file, tmp_path
             elif "objects" in shown and 7 in [o[0] for o in shown["objects"]]:
                 expected[path] = [o[0] for o in shown["objects"] if o[0] == 7]
     assert {path: entry["ins"] for path, entry in after.items()} == expected
-    assert all(
-        len(e["bbox"]) == len(e["mask"]) == len(e["num_ins"]) == len(e["ins"])
-        for e in after.values()
-        if not e["is_query"]
-    )
-    assert verify(tmp_path / "converted.pt", voxdet[0], "--strict")[0].returncode == 0
+    for path in gallery_of(after):
+        assert {len(after[path][field]) for field in ("bbox", "mask", "num_ins")} == {len(expected[path])}
+    assert verify(sample_copy.with_name("converted.pt"), root, "--strict")[0].returncode == 0
 
 
 @pytest.mark.parametrize(
@@ -271,36 +242,24 @@ def test_a_set_a_split_and_instances_can_be_chosen(voxdet, sample_file, tmp_path
 def test_queries_are_thinned_over_the_frames_of_each_instance(pictures, number, expected):
     frames = list(range(10))
     random.Random(0).shuffle(frames)
-    entries = {
-        f"{name}/{ins}/{frame}.png": {"bbox": MIDDLE, "is_query": True, "ins": ins, "set": name}
-        for frame in frames
-        for name in ("a", "b")
-        for ins in (1, 2)
-    }
-    entries["g0.png"] = {"bbox": [MIDDLE], "mask": [], "is_query": False, "ins": [1], "set": "a"}
+    groups = [(name, ins) for name in ("a", "b") for ins in (1, 2)]
+    entries = {f"{name}/{ins}/{frame}.png": make_query(ins, name) for frame in frames for name, ins in groups}
+    entries["g0.png"] = make_photograph([1], "a")
     _, after = convert(save(pictures, entries), "--max-queries", number)
     assert list(after) == [path for path in entries if path in after]
-    for name in ("a", "b"):
-        for ins in (1, 2):
-            prefix = f"{name}/{ins}/"
-            kept = sorted(int(p[len(prefix) : -4]) for p in after if p.startswith(prefix))
-            assert kept == expected
+    for name, ins in groups:
+        kept = [path.split("/")[2] for path in after if path.startswith(f"{name}/{ins}/")]
+        assert sorted(kept) == [f"{frame}.png" for frame in expected]
     assert "g0.png" in after
 
 
 def test_instances_of_a_query_that_shows_two_are_chosen_too(pictures):
-    entries = {
-        "q0.png": {"bbox": MIDDLE, "is_query": True, "ins": [1, 2], "set": "INSTRE"},
-        "g0.png": {"bbox": [MIDDLE, CORNER], "mask": [], "is_query": False, "ins": [1, 2], "set": "INSTRE"},
-    }
-    file = save(pictures, entries)
-    assert convert(file)[1] == entries
-    entries["q1.png"] = {**entries["q0.png"], "ins": [1]}  # a list of one is as good as the one
-    assert convert(save(pictures, entries))[1]["q1.png"]["ins"] == 1
-    del entries["q1.png"]
-    save(pictures, entries)
-    _, after = convert(file, "--instances", "2")
+    entries = {"q0.png": make_query([1, 2]), "g0.png": make_photograph([1, 2], bbox=[MIDDLE, CORNER])}
+    assert convert(save(pictures, entries))[1] == entries
+    _, after = convert(pictures / "anns.pt", "--instances", "2")
     assert (after["q0.png"]["ins"], after["g0.png"]["ins"], after["g0.png"]["bbox"]) == (2, [2], [CORNER])
+    entries["q1.png"] = make_query([1])  # a list of one is as good as the one
+    assert convert(save(pictures, entries))[1]["q1.png"]["ins"] == 1
 
 
 def test_a_set_is_named_in_any_case(pictures):
@@ -368,9 +327,8 @@ def test_polygons_get_their_size_from_the_image_at_its_new_place(pictures):
 def test_the_sample_as_coco_is_loaded_by_pycocotools(voxdet, sample_file, tmp_path, capsys):
     root, truth = voxdet
     target = tmp_path / "coco.json"
-    done = run_here(
-        "convert_annotations.py", "--ann-file", sample_file, "--coco", target, "--base-path", root, "--strict"
-    )
+    args = ("--ann-file", sample_file, "--coco", target, "--base-path", root, "--strict")
+    done = run_here("convert_annotations.py", *args)
     assert done.returncode == 0, done.stderr
     assert os.listdir(str(tmp_path)) == ["coco.json"]
     coco = COCO(str(target))
@@ -393,15 +351,14 @@ def test_the_sample_as_coco_is_loaded_by_pycocotools(voxdet, sample_file, tmp_pa
             if mask is None:
                 assert (record["area"], record["segmentation"]) == (w * h, [])
             else:
-                pixels = pixels_of(mask, (480, 640))
+                pixels = pixels_of(mask)
                 assert record["area"] == pixels.sum()
                 assert np.array_equal(coco.annToMask(record), pixels)
-    instances = {
-        (p.split("/")[0], i)
-        for p, t in truth.items()
-        for i in ([t["ins"]] if "mask" in t else [o[0] for o in t["objects"]])
-    }
-    assert sorted(names.values()) == sorted(f"{name}/{instance}" for name, instance in instances)
+    instances = set()
+    for path, shown in truth.items():
+        ids = [shown["ins"]] if "mask" in shown else [instance for instance, *_ in shown["objects"]]
+        instances |= {f"{path.split('/')[0]}/{instance}" for instance in ids}
+    assert sorted(names.values()) == sorted(instances)
 
 
 def test_coco_of_whole_images_of_no_set_and_of_images_that_are_not_there(pictures):
@@ -447,34 +404,41 @@ def test_the_input_is_never_overwritten(pictures):
     assert file.read_bytes() == before
 
 
-def test_what_cannot_be_converted_leaves_the_old_output(pictures):
+@pytest.mark.parametrize("content", [{}, {"q0.png": 5}, [1], {"q0.png": {"ins": "x"}}, None], ids=str)
+def test_what_cannot_be_converted_leaves_the_old_output(pictures, content):
     target = pictures / "converted.pt"
     target.write_text("old")
-    for content in ({}, {"q0.png": 5}, [1], {"q0.png": {"ins": "x"}}):
-        file = save(pictures, content)
-        done = run_here("convert_annotations.py", "--ann-file", file, "--output-file", target)
-        assert done.returncode == 2
-        assert len(done.stderr.splitlines()) == 1
-    assert run_here("convert_annotations.py", "--ann-file", pictures / "no.pt", "--output-file", target).returncode == 2
+    file = pictures / "no.pt" if content is None else save(pictures, content)
+    done = run_here("convert_annotations.py", "--ann-file", file, "--output-file", target)
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
     assert target.read_text() == "old"
 
 
 @pytest.mark.parametrize(
     "args",
     [
-        [],
-        ["--output-file", "x.pt", "--instances", "-1"],
-        ["--output-file", "x.pt", "--instances", "x"],
-        ["--output-file", "x.pt", "--max-queries", "0"],
-        ["--output-file", "x.pt", "--replace-prefix", "a"],
-        ["--output-file", "x.pt", "--split", "dev"],
-        ["--output-file", "x.pt", "--base-path", "no/such/folder"],
+        "--instances -1",
+        "--instances x",
+        "--max-queries 0",
+        "--replace-prefix a",
+        "--split dev",
+        "--base-path no/folder",
+        "",
     ],
 )
 def test_bad_arguments_exit_with_2(pictures, monkeypatch, args):
     monkeypatch.chdir(str(pictures))
-    assert run_here("convert_annotations.py", "--ann-file", save(pictures, annotated()), *args).returncode == 2
+    output = ["--output-file", "x.pt"] if args else []  # there must be one
+    done = run_here("convert_annotations.py", "--ann-file", save(pictures, annotated()), *output, *args.split())
+    assert done.returncode == 2
     assert not (pictures / "x.pt").exists()
+
+
+@pytest.mark.parametrize("name", ["coco", "coco.pt"])
+def test_a_coco_file_is_named_json(pictures, name):
+    done = run_here("convert_annotations.py", save(pictures, annotated()), "--coco", pictures / name)
+    assert done.returncode == 2
+    assert "expected a name that ends in .json" in done.stderr
 
 
 def test_names_of_thousands_of_digits_are_names(pictures):

@@ -10,7 +10,8 @@ import numpy as np
 import plot_sizes
 import pytest
 import torch
-from conftest import ROOT, load_plainly, make_annotations, refused, run_here, run_script
+from conftest import ROOT, load_plainly, run_here, run_script
+from helpers import gallery_of, make_files, make_photograph, make_query, refused, save
 from PIL import Image
 
 EXAMPLE = ROOT / "examples" / "backbone_features.py"
@@ -45,11 +46,9 @@ def test_what_the_backbone_cannot_describe_is_named(voxdet, sample_file, tmp_pat
 def test_a_query_that_is_the_whole_image_has_no_box(tmp_path):
     """As some of INSTRE's are: box None."""
     Image.new("RGB", (40, 30)).save(str(tmp_path / "a.png"))
-    common = {"bbox": None, "set": "INSTRE-XS", "ins": 1}
-    gallery = {**common, "bbox": [None, (0, 0, 10, 10)], "ins": [1, 2], "mask": [], "is_query": False}
     Image.new("RGB", (40, 30)).save(str(tmp_path / "b.png"))
-    torch.save({"a.png": {**common, "is_query": True}, "b.png": gallery}, str(tmp_path / "anns.pt"))
-    files = tmp_path / "anns.pt", tmp_path / "f.npz"
+    entries = {"a.png": make_query(bbox=None), "b.png": make_photograph([1, 2], bbox=[None, (0, 0, 10, 10)])}
+    files = save(tmp_path, entries), tmp_path / "f.npz"
     done = run_here(EXAMPLE, *files, *MODEL, "--base-path", tmp_path, "--boxes", "annotated")
     assert done.returncode == 0, done.stderr
     with np.load(str(files[1])) as arrays:
@@ -64,7 +63,7 @@ def test_features_of_a_backbone_are_scored(voxdet, sample_file, tmp_path, monkey
     """With random weights: what is tested is that crops, boxes and paths go together."""
     monkeypatch.chdir(tmp_path)
     annotations = load_plainly(sample_file)
-    gallery = [path for path, entry in annotations.items() if not entry["is_query"]]
+    gallery = gallery_of(annotations)
     detected = {path: {"bboxes": [[0, 0, 50, 50], [9.5, 20.2, 9.7, 20.4]], "scores": [1, 0.5]} for path in gallery[:-1]}
     torch.save(detected, "detections.pt")
     options = ("--base-path", voxdet[0], *MODEL, *(("--boxes", boxes) if boxes else ()))
@@ -96,7 +95,7 @@ PLOT = "examples/plot_sizes.py"
 def scored(voxdet, tmp_path, monkeypatch):
     """In an empty folder: anns.pt of the sample; a.csv of one run, and both.csv of two runs."""
     monkeypatch.chdir(tmp_path)
-    options = make_annotations(tmp_path, voxdet[0])
+    options = make_files(tmp_path, voxdet[0])
     assert run_here("evaluate_retrieval.py", *options, "--per-query", "a.csv").returncode == 0
     names = ("--names", "_first", "b$c", "--per-query", "both.csv")
     assert run_here("evaluate_retrieval.py", *options, tmp_path / "rankings.json", *names).returncode == 0

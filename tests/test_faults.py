@@ -16,27 +16,20 @@ import struct
 import subprocess
 import sys
 import termios
+import threading
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from conftest import (
-    ROOT,
-    SCRIPTS,
-    Tiny,
-    files_below,
-    load_plainly,
-    make_annotations,
-    make_instre,
-    needs_proc,
-    refused,
-    run_here,
-)
+from conftest import ROOT, SCRIPTS, Tiny, load_plainly, needs_proc, run_here
+from helpers import files_below, make_files, make_instre, refused, save
 from PIL import Image
 from run_fork import PYTHONS_OWN, Fork, assert_gone, living
 from tqdm import tqdm
+
+from soir.files import SoirError
+from soir.workers import map_ordered
 
 KILLS = int(os.environ.get("SOIR_KILLS", "6"))
 
@@ -56,7 +49,7 @@ def make_source(folder, copies):
     """A folder with an input for each script; not to be changed."""
     make_voxdet(folder / "VoxDet", copies)
     make_instre(folder / "INSTRE", copies)
-    make_annotations(folder, folder / "VoxDet")
+    make_files(folder, folder / "VoxDet")
     return folder
 
 
@@ -77,10 +70,10 @@ def long_source(tmp_path_factory):
     source = tmp_path_factory.mktemp("long")
     make_voxdet(source / "VoxDet", 4000)
     make_instre(source / "INSTRE", 5000)
-    make_annotations(source, Tiny(source / "few").root)
+    make_files(source, Tiny(source / "few").root)
     query = next(iter(load_plainly(source / "anns.pt").values()))
     # The same entry again and again is written once, so that this file is soon made.
-    torch.save({f"{number:06d}.jpg": query for number in range(300_000)}, str(source / "anns.pt"))
+    save(source, {f"{number:06d}.jpg": query for number in range(300_000)})
     return source
 
 
@@ -193,12 +186,9 @@ def test_an_interrupt_while_a_progress_bar_is_made_is_told_in_one_line(small_sou
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
 @pytest.mark.parametrize("script", SCRIPTS[:2])
 def test_an_interrupt_while_the_workers_are_started_leaves_none_waiting(source, tmp_path, script, number):
-    """Another thread takes the signal, as those of NumPy's libraries do: a mask of the main thread does not hold it.
-
-    In a process of its own, since Python waits for workers only when it really ends.
-    """
-    code = f"""
-import os, runpy, sys, threading, time
+    """Another thread takes the signal, as those of NumPy's libraries do: a mask of the main thread does not hold it."""
+    patch = f"""
+import os, threading, time
 from multiprocessing.process import BaseProcess
 
 threading.Thread(target=time.sleep, args=(30,), daemon=True).start()
@@ -212,17 +202,26 @@ def start_and_interrupt(process):
         time.sleep(0.05)
 
 BaseProcess.start = start_and_interrupt
+"""
+    run = start_patched(patch, script, job(script, source, tmp_path)[0])
+    done = end_of(run)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted\n")
+    assert_gone([run.pid])
+
+
+def start_patched(patch, script, args):
+    """Start a script after some other code. In a process of its own, since Python waits for workers only when it really
+    ends."""
+    code = f"""
+import runpy, sys
+{patch}
 sys.path.insert(0, {str(ROOT)!r})
 sys.argv[0] = {str(ROOT / script)!r}
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
-    command = [sys.executable, "-c", code, *map(str, job(script, source, tmp_path)[0])]
-    run = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True, start_new_session=True
-    )
-    done = end_of(run)
-    assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted\n")
-    assert_gone([run.pid])
+    command = [sys.executable, "-c", code, *map(str, args)]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, stdout=pipe, stderr=pipe, universal_newlines=True, start_new_session=True)
 
 
 def signal_while_writing(number, wanted, folder):
@@ -233,7 +232,7 @@ def signal_while_writing(number, wanted, folder):
         lines, before = set(), os.listdir(folder)
 
         def trace(frame, event, _):
-            if os.path.dirname(frame.f_code.co_filename) != str(ROOT):
+            if Path(frame.f_code.co_filename).parent not in (ROOT, ROOT / "soir"):
                 return None
             line = frame.f_code.co_filename, frame.f_lineno
             if event == "line" and line not in lines and (lines or os.listdir(folder) != before):
@@ -368,21 +367,64 @@ def test_a_worker_that_is_killed_ends_the_run_with_a_sentence(long_source, tmp_p
 @pytest.mark.parametrize("script", SCRIPTS[:2])
 def test_workers_that_cannot_be_started_end_the_run_with_a_sentence(source, tmp_path, script):
     """A limit on processes: the first worker starts, the second does not."""
+    patch = """
+import os
 
-    def prepare():
-        fork, calls = os.fork, []
+fork, calls = os.fork, []
 
-        def limited():
-            calls.append(None)
-            if len(calls) == 2:
-                raise BlockingIOError(11, "Resource temporarily unavailable")
-            return fork()
+def limited():
+    calls.append(None)
+    if len(calls) == 2:
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+    return fork()
 
-        os.fork = limited
-
-    run = Fork(script, *job(script, source, tmp_path, workers=4)[0], prepare=prepare)
-    refused(run.wait(), "--workers")
+os.fork = limited
+"""
+    run = start_patched(patch, script, job(script, source, tmp_path, workers=4)[0])
+    refused(end_of(run), "--workers")
     assert_gone([run.pid])
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_there_is_a_result_for_each_item_in_the_order_of_the_items(workers):
+    for count in (0, 1, 15, 16, 17, 32, 33, 1000, 70_001):
+        with map_ordered(str, range(count), workers, "numbers") as results:
+            assert list(results) == [str(number) for number in range(count)]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_results_that_are_missing_are_an_error(workers):
+    class Items(list):
+        def __len__(self):
+            return 101
+
+    with map_ordered(str, Items(range(100)), workers, "numbers") as results, pytest.raises(SoirError, match="missing"):
+        list(results)
+
+
+def test_workers_can_be_had_in_any_thread():
+    def work():
+        with map_ordered(str, range(1000), 2, "numbers") as results:
+            found.extend(results)
+
+    found, handlers = [], [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join(60)
+    assert found == [str(number) for number in range(1000)]
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
+
+
+def sleep_and_make(folder):
+    time.sleep(0.002)
+    os.mkdir(folder)
+
+
+def test_what_the_workers_have_not_begun_is_left_when_the_run_ends(tmp_path):
+    folders = [str(tmp_path / str(number)) for number in range(5000)]
+    with pytest.raises(KeyboardInterrupt), map_ordered(sleep_and_make, folders, 2, "folders"):
+        raise KeyboardInterrupt
+    assert len(os.listdir(str(tmp_path))) < 500
 
 
 def test_entries_come_in_the_same_order_whichever_worker_is_the_slowest(tmp_path):
@@ -454,14 +496,22 @@ def test_a_reader_that_goes_away_costs_no_output_and_no_traceback(small_source, 
     assert all(output.stat().st_size > 200 for output in outputs)
 
 
-def test_a_terminal_shows_the_progress(small_source, tmp_path):
+@pytest.mark.parametrize(
+    "script, shown", [("create_dataset.py", b"OWID queries: 100%"), ("evaluate_retrieval.py", b"scoring: 100%")]
+)
+def test_a_terminal_shows_the_progress(small_source, tmp_path, script, shown):
     ours, terminal = pty.openpty()
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("4H", 40, 100, 0, 0))  # else tqdm finds no room for a bar
-    command = [sys.executable, str(ROOT / "create_dataset.py"), *job("create_dataset.py", small_source, tmp_path)[0]]
+    args, _ = job(script, small_source, tmp_path)
+    if script == "evaluate_retrieval.py":
+        features = {path: np.ones(8) for path in load_plainly(small_source / "anns.pt")}
+        np.savez(str(tmp_path / "features.npz"), **features)
+        args = ["--ann-file", small_source / "anns.pt", "--features", tmp_path / "features.npz"]
+    command = [sys.executable, str(ROOT / script), *args]
     done = subprocess.run([*map(str, command)], stdout=subprocess.PIPE, stderr=terminal, timeout=60)
     os.close(terminal)
     assert done.returncode == 0
-    assert b"OWID queries: 100%" in os.read(ours, 10**6)
+    assert shown in os.read(ours, 10**6)
     os.close(ours)
 
 
@@ -578,5 +628,5 @@ def test_a_disk_that_is_full_costs_a_line_and_leaves_the_old_output(small_source
     before = snapshot(tmp_path)
     for limit in (0, size // 2, size - 1):
         run = Fork(script, *args, prepare=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)))  # noqa: B023
-        refused(run.wait(), f"error: cannot write {path}")
+        refused(run.wait(), f"error: cannot write {path}", printed=name == "evaluate --preview")
         assert snapshot(tmp_path) == before

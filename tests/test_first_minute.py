@@ -1,40 +1,33 @@
 """What a newcomer gets wrong in the first minute, and the next step that the scripts name."""
 
-import json
 import os
-import shutil
 import subprocess
 import sys
 
 import pytest
 import torch
-from conftest import ROOT, SCRIPTS, load_plainly, make_annotations, make_instre, refused, run_here
+from conftest import ROOT, SCRIPTS, run_here
+from helpers import make_files, make_instre, refused, write_json
 
 
 @pytest.fixture
 def scored(tiny, tmp_path):
     """Options of an evaluation of the tiny tree: two for its annotations, two for its folder, two for rankings."""
-    return make_annotations(tmp_path, tiny.root)
+    return make_files(tmp_path, tiny.root)
 
 
 # ----------------------------------------------------------------------------------------------------------- the inputs
 
+NEXT_STEPS = [
+    "--voxdet-root",
+    "--instre-root",
+    "create_dataset.py makes one",
+    "--rankings --features",
+    "--output-file, or --coco",
+]
 
-@pytest.mark.parametrize(
-    "script, step",
-    list(
-        zip(
-            SCRIPTS,
-            [
-                "--voxdet-root",
-                "--instre-root",
-                "create_dataset.py makes one",
-                "--rankings --features",
-                "--output-file, or --coco",
-            ],
-        )
-    ),
-)
+
+@pytest.mark.parametrize("script, step", list(zip(SCRIPTS, NEXT_STEPS)))
 def test_a_script_without_arguments_in_a_folder_without_data_names_the_next_step(tmp_path, monkeypatch, script, step):
     monkeypatch.chdir(tmp_path)
     done = run_here(script)
@@ -70,12 +63,6 @@ def test_one_set_that_lies_one_level_deeper_is_pointed_to(tiny):
     assert tiny.create("--owid-path", "data/OWID")[0].returncode == 0
 
 
-def test_who_has_owid_alone_is_told_how_to_leave_the_other_set_out(tiny):
-    shutil.rmtree(str(tiny.path("RoboTools")))
-    refused(tiny.create()[0], "leave it out with --skip-robotools")
-    assert tiny.create("--skip-robotools")[0].returncode == 0
-
-
 @pytest.mark.parametrize("root", ["a", "a/b/INSTRE-S1", "a/b/INSTRE-S2"])
 def test_an_instre_root_one_level_too_high_or_too_deep_is_put_right(tmp_path, root):
     make_instre(tmp_path / "a/b", parts=("INSTRE-S1", "INSTRE-S2"))
@@ -85,33 +72,14 @@ def test_an_instre_root_one_level_too_high_or_too_deep_is_put_right(tmp_path, ro
     assert run_here("create_instre_subsets.py", "--instre-root", tmp_path / "a/b", *output).returncode == 0
 
 
-@pytest.mark.parametrize("missing, what", [("query", "queries"), ("gallery", "gallery images")])
-def test_a_set_without_queries_or_without_gallery_is_no_data_set(tiny, missing, what):
-    if missing == "query":
-        for folder in tiny.path("RoboTools/test_video").iterdir():
-            shutil.rmtree(str(folder / "rgb"))
-    else:
-        tiny.path("RoboTools/test/1/rgb/000000.png").unlink()
-    done, annotations = tiny.create()
-    assert (done.returncode, annotations) == (2, None)
-    assert f"RoboTools has no {what} that can be used, so nothing was written" in done.stderr
-
-
 def test_a_base_path_that_is_no_folder_is_named(scored):
     for script, args in (("verify_dataset.py", scored[:2]), ("evaluate_retrieval.py", scored)):
         refused(run_here(script, *args, "--base-path", "/nowhere"), "--base-path /nowhere is no folder")
 
 
-def test_images_that_are_not_found_are_looked_for_with_base_path(tiny, scored):
-    assert all(tiny.path(path).is_file() for path in load_plainly(scored[1]))
-    done = run_here("verify_dataset.py", *scored[:2])
-    assert done.returncode == 1
-    assert "name the folder that their paths start at with --base-path" in done.stdout
-
-
 @pytest.mark.parametrize("content", [{}, {"elsewhere/1.jpg": []}, {"paths": []}, {"knns": {"elsewhere/1.jpg": []}}])
 def test_rankings_of_other_paths_are_refused_with_an_example_of_both(scored, tmp_path, content):
-    (tmp_path / "rankings.json").write_text(json.dumps(content))
+    write_json(tmp_path, content)
     found = next(iter(content.get("knns", content)), "nothing")
     refused(run_here("evaluate_retrieval.py", *scored), "expected paths like OWID/P1/3/rgb/000000.jpg", found)
 
@@ -122,14 +90,9 @@ def test_features_of_other_images_are_refused_with_an_example_of_both(scored, tm
     refused(done, "OWID/P1/3/rgb/000000.jpg", "elsewhere/a.jpg")
 
 
-def test_features_that_are_not_there_or_no_torch_file_are_named_in_a_line(scored, tmp_path):
-    args = (*scored[:2], "--features")
-    refused(run_here("evaluate_retrieval.py", *args, tmp_path / "no.pt"), "colour_features.py shows how")
-    torch.save({"a": torch.ones(2)}, str(tmp_path / "legacy.pt"), _use_new_zipfile_serialization=False)
-    (tmp_path / "text.pt").write_text("text")
-    for name in ("legacy.pt", "text.pt"):
-        line = refused(run_here("evaluate_retrieval.py", *args, tmp_path / name), name)
-        assert "weights_only" not in line  # torch's advice: to load it unsafely
+def test_features_that_are_not_there_are_told_how_to_make_them(scored, tmp_path):
+    done = run_here("evaluate_retrieval.py", *scored[:2], "--features", tmp_path / "no.pt")
+    refused(done, "colour_features.py shows how")
 
 
 # ---------------------------------------------------------------------------------------------------------- the outputs
@@ -143,35 +106,29 @@ def test_an_output_named_like_a_file_of_the_download_is_refused(tiny, name):
     assert tiny.path(name).read_bytes() == b"photograph"
 
 
-@pytest.mark.parametrize("name", ["preview", "preview.jpg", "preview.png.pt"])
-def test_a_picture_is_named_png(scored, tmp_path, name):
-    for script, args in (("verify_dataset.py", scored[:4]), ("evaluate_retrieval.py", scored)):
-        done = run_here(script, *args, "--preview", tmp_path / name)
-        assert done.returncode == 2
-        assert "expected a name that ends in .png" in done.stderr
-    assert not (tmp_path / name).exists()
+@pytest.mark.parametrize("name", ["OWID/P1/3/rgb/000000.jpg", "RoboTools/test/1/rgb/000000.png"])
+def test_an_output_that_is_an_image_of_the_annotation_file_is_refused(scored, tiny, name):
+    image = tiny.path(name)
+    before = image.read_bytes()
+    base = ("--base-path", tiny.root)
+    refused(run_here("verify_dataset.py", scored[1], *base, "--report", image), "is an image of the annotation file")
+    refused(run_here("evaluate_retrieval.py", *scored, "--per-query", image), "is an image of the annotation file")
+    for name in ("OWID", "RoboTools"):  # whether it is scored or not
+        done = run_here("evaluate_retrieval.py", *scored, "--set", name, "--per-query", image)
+        refused(done, "is an image of the annotation file")
+    done = run_here("convert_annotations.py", scored[1], *base, "--output-file", image)
+    refused(done, "is an image of the annotation file")
+    assert image.read_bytes() == before
 
 
-def test_a_preview_whose_images_are_not_found_is_not_drawn_black(scored, tmp_path):
-    done = run_here("evaluate_retrieval.py", *scored[:2], *scored[4:], "--preview", tmp_path / "worst.png")
-    refused(done, "where are they? --base-path")
-    done = run_here("verify_dataset.py", *scored[:2], "--preview", tmp_path / "preview.png")
-    assert "nothing to preview" in done.stdout
-    assert not [name for name in os.listdir(str(tmp_path)) if name.endswith(".png")]
-
-
-@pytest.mark.parametrize(
-    "args, left_out",
-    [
-        ([], ""),
-        (["--skip-paths"], ", images not looked for"),
-        (["--sample-masks", "3"], ", 3 of 8 masks checked"),
-        (["--skip-paths", "--sample-masks", "3"], ", images not looked for, 3 of 8 masks checked"),
-    ],
-)
-def test_the_verdict_says_what_was_not_checked(scored, args, left_out):
-    done = run_here("verify_dataset.py", *scored[:4], *args)
-    assert done.stdout.splitlines()[-1] == f"PASSED: 0 errors, 0 warnings in 9 entries{left_out}"
+@pytest.mark.parametrize("length", [250, 254, 400])
+def test_an_output_whose_name_is_too_long_is_told_so(scored, tmp_path, length):
+    done = run_here("verify_dataset.py", *scored[:4], "--report", tmp_path / ("r" * length))
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+    assert "cannot" in done.stderr
+    assert "name too long" in done.stderr
+    assert str(tmp_path) in done.stderr
 
 
 def test_a_message_that_cannot_be_printed_does_not_change_the_status(tmp_path):
@@ -183,6 +140,9 @@ def test_a_message_that_cannot_be_printed_does_not_change_the_status(tmp_path):
             assert subprocess.run(command, cwd=str(tmp_path), stderr=full).returncode == 2
 
 
+# -------------------------------------------------------------------------------------------------------- the arguments
+
+
 def test_the_annotation_file_may_be_the_first_argument(scored):
     option, file, *rest = scored
     assert option == "--ann-file"
@@ -190,6 +150,14 @@ def test_the_annotation_file_may_be_the_first_argument(scored):
         first, named = run_here(script, file, *args), run_here(script, option, file, *args)
         assert first.returncode == named.returncode == 0
         assert first.stdout == named.stdout
+
+
+def test_two_annotation_files_are_one_too_many(scored, tmp_path):
+    other = tmp_path / "other.pt"
+    for args in ((scored[1], "--ann-file", other), ("--ann-file", other, "--ann-file", scored[1])):
+        done = run_here("verify_dataset.py", *args)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert "two annotation files are given" in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -228,43 +196,3 @@ def test_an_empty_name_is_a_variable_that_nobody_has_set(scored, tmp_path, monke
     assert (done.returncode, done.stdout) == (2, "")
     assert option in done.stderr
     assert sorted(os.listdir(".")) == before
-
-
-def test_two_annotation_files_are_one_too_many(scored, tmp_path):
-    other = tmp_path / "other.pt"
-    for args in ((scored[1], "--ann-file", other), ("--ann-file", other, "--ann-file", scored[1])):
-        done = run_here("verify_dataset.py", *args)
-        assert (done.returncode, done.stdout) == (2, "")
-        assert "two annotation files are given" in done.stderr
-
-
-def test_a_coco_file_is_named_json(scored, tmp_path):
-    for name in ("anns.pt", "coco"):
-        done = run_here("convert_annotations.py", scored[1], "--coco", tmp_path / name)
-        assert done.returncode == 2
-        assert "expected a name that ends in .json" in done.stderr
-
-
-@pytest.mark.parametrize("name", ["OWID/P1/3/rgb/000000.jpg", "RoboTools/test/1/rgb/000000.png"])
-def test_an_output_that_is_an_image_of_the_annotation_file_is_refused(scored, tiny, name):
-    image = tiny.path(name)
-    before = image.read_bytes()
-    base = ("--base-path", tiny.root)
-    refused(run_here("verify_dataset.py", scored[1], *base, "--report", image), "is an image of the annotation file")
-    refused(run_here("evaluate_retrieval.py", *scored, "--per-query", image), "is an image of the annotation file")
-    for name in ("OWID", "RoboTools"):  # whether it is scored or not
-        done = run_here("evaluate_retrieval.py", *scored, "--set", name, "--per-query", image)
-        refused(done, "is an image of the annotation file")
-    done = run_here("convert_annotations.py", scored[1], *base, "--output-file", image)
-    refused(done, "is an image of the annotation file")
-    assert image.read_bytes() == before
-
-
-@pytest.mark.parametrize("length", [250, 254, 400])
-def test_an_output_whose_name_is_too_long_is_told_so(scored, tmp_path, length):
-    done = run_here("verify_dataset.py", *scored[:4], "--report", tmp_path / ("r" * length))
-    assert done.returncode == 2
-    assert done.stderr.startswith("error: ")
-    assert "cannot" in done.stderr
-    assert "name too long" in done.stderr
-    assert str(tmp_path) in done.stderr

@@ -5,36 +5,29 @@ import faulthandler
 import io
 import os
 import pickle
-import re
 import resource
 import signal
-import struct
 import sys
 import threading
 import time
 import warnings
 import zipfile
+import zlib
 
 import numpy as np
 import pytest
 import torch
-from hostile_pickles import Call, hostile_pickles, hostile_values, tensor_pickle, zip_pickle
-from run_fork import assert_gone, living
+from hostile_pickles import hostile_pickles, hostile_values, tensor_pickle, zip_pickle
+from run_fork import assert_gone
 
-from soir import torch_archives, torch_files
+from soir import unpickler
 from soir.files import SoirError
 from soir.torch_files import load_values, save_values
 
 OLD_TORCH = [int(part) for part in torch.__version__.split(".")[:2]] < [2, 6]
-needs_new_torch = pytest.mark.skipif(OLD_TORCH, reason="torch before 2.6 has no safe globals")
 
 
 # ---------------------------------------------------------------------------------------------------------- processes
-
-
-@pytest.fixture
-def real_child():
-    """For tests that the child's own start belongs to: it takes a second."""
 
 
 def fork(function, *args):
@@ -71,22 +64,25 @@ def wait(pid, seconds=60):
 
 
 def outcome(path, arrays=False):
-    """What loading a file that may be hostile ends in: its value as text, or the message. Little memory to be had.
+    """What loading a file that may be hostile ends in: its value as text, or the message.
 
-    It is loaded in a fork, so that a crash there is a failed test.
+    It is loaded in a fork, so that a crash there is a failed test. It may take 100 MB beyond 20 times the file.
     """
     read, write = os.pipe()
 
     def load():
-        torch_archives.SECONDS_BASE = 1
-        torch_archives.MEMORY_BASE = torch_files.MEMORY_BASE = 10**8
+        sys.modules["torch"] = None  # which no load may need
+        unpickler.MEMORY_BASE = 10**8
         with open("/proc/self/statm") as file:
             present = int(file.read().split()[0]) * resource.getpagesize()
-        resource.setrlimit(resource.RLIMIT_AS, (present + 6 * 10**8,) * 2)
+        resource.setrlimit(resource.RLIMIT_AS, (present + 10**9,) * 2)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         try:
             text = f"loaded {type(load_values(str(path), arrays)).__name__}"
         except SoirError as error:
             text = str(error)
+        taken = 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak)
+        assert taken < 20 * os.path.getsize(path) + 1.5 * 10**8
         os.write(write, text.encode("utf-8", "backslashreplace"))
 
     pid = fork(load)
@@ -148,25 +144,20 @@ PLAIN = {
 }
 
 
-@pytest.fixture
-def no_child(monkeypatch):
-    monkeypatch.setattr(torch_archives, "_start_child", None)
-
-
 @pytest.mark.parametrize("protocol", [2, 3, 4, pickle.HIGHEST_PROTOCOL])
-def test_plain_values_load_as_they_were_saved_and_without_torch(file, no_child, protocol):
+def test_plain_values_load_as_they_were_saved(file, protocol):
     assert same(load_values(save(PLAIN, file, pickle_protocol=protocol)), PLAIN)
     assert same(load_values(save(PLAIN, file, pickle_protocol=protocol), arrays=True), PLAIN)
 
 
 @pytest.mark.parametrize("protocol", [3, 4])
-def test_bytes_load_from_the_protocols_that_have_them(file, no_child, protocol):
+def test_bytes_load_from_the_protocols_that_have_them(file, protocol):
     values = {"short": b"0P`0", "long": bytes(range(256)) * 2, "empty": b""}
     assert same(load_values(save(values, file, pickle_protocol=protocol)), values)
 
 
 @pytest.mark.parametrize("values", [{}, PLAIN, {f"{number}.jpg": PLAIN["query.jpg"] for number in range(2500)}])
-def test_what_is_saved_is_loaded_by_us_and_by_torch(tmp_path, no_child, values):
+def test_what_is_saved_is_loaded_by_us_and_by_torch(tmp_path, values):
     one, two = tmp_path / "one.pt", tmp_path / "two.pt"
     assert save_values(values, str(one)) == one.stat().st_size
     assert same(load_values(str(one)), values)
@@ -175,7 +166,7 @@ def test_what_is_saved_is_loaded_by_us_and_by_torch(tmp_path, no_child, values):
     assert one.read_bytes() == two.read_bytes()
 
 
-def test_a_list_that_all_queries_share_stays_one_list(file, no_child):
+def test_a_list_that_all_queries_share_stays_one_list(file):
     knns = [f"{number}.jpg" for number in range(1000)]
     save({"knns": {f"query {number}": knns for number in range(1000)}}, file)
     lists = list(load_values(str(file))["knns"].values())
@@ -183,7 +174,7 @@ def test_a_list_that_all_queries_share_stays_one_list(file, no_child):
     assert all(item is lists[0] for item in lists)
 
 
-def test_lists_of_any_depth_load(file, no_child):
+def test_lists_of_any_depth_load(file):
     deep = []
     for _ in range(100_000):
         deep = [deep]
@@ -209,7 +200,6 @@ def rename_numpy(file, core):
     zip_pickle(file, data.replace(b"numpy.core.", f"numpy.{core}.".encode()))
 
 
-@needs_new_torch
 @pytest.mark.parametrize("core", ["core", "_core"])
 def test_a_file_of_the_authors_script_loads_as_plain_values(file, core):
     mask = {"counts": [5, 10, 3], "size": (2, 9), "transpose": False}
@@ -230,35 +220,42 @@ def test_a_file_of_the_authors_script_loads_as_plain_values(file, core):
 NUMPY_VALUES = {
     "numbers": [np.float32(0.5), np.float16(-2), np.int8(-3), np.uint64(2**64 - 1), np.bool_(True)],
     "texts": [np.str_("text"), np.str_(""), np.str_("\u65e5")],
-    "arrays": [np.zeros((0, 4)), np.arange(12).reshape(3, 4), np.asfortranarray(np.eye(2)), np.array(["a", "bc"])],
+    "arrays": [np.zeros((0, 4)), np.arange(12).reshape(3, 4), np.array(["a", "bc"])],
+    "orders": [np.asfortranarray([[1, 2, 3], [4, 5, 6]]), np.arange(8).reshape(2, 2, 2).transpose(1, 0, 2)],
     "one number": np.array(5),
     "big-endian": np.array([1, 256], dtype=">i2"),
 }
 
 
-@needs_new_torch
-def test_numpy_values_become_plain_values_or_stay_arrays(file):
-    save(NUMPY_VALUES, file)
+@pytest.mark.parametrize("protocol", range(2, pickle.HIGHEST_PROTOCOL + 1))
+def test_numpy_values_become_plain_values_or_stay_arrays(file, protocol):
+    save(NUMPY_VALUES, file, pickle_protocol=protocol)
     plain = {
         "numbers": [0.5, -2.0, -3, 2**64 - 1, True],
         "texts": ["text", "", "\u65e5"],
-        "arrays": [[], [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]], [[1.0, 0.0], [0.0, 1.0]], ["a", "bc"]],
+        "arrays": [[], [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]], ["a", "bc"]],
+        "orders": [[[1, 2, 3], [4, 5, 6]], [[[0, 1], [4, 5]], [[2, 3], [6, 7]]]],
         "one number": 5,
         "big-endian": [1, 256],
     }
     assert same(load_values(str(file)), plain)
-    arrays = {name: NUMPY_VALUES[name] for name in ("arrays", "one number", "big-endian")}
+    arrays = {name: NUMPY_VALUES[name] for name in ("arrays", "orders", "one number", "big-endian")}
     assert same(load_values(str(file), arrays=True), {**plain, **arrays})
 
 
-@needs_new_torch
+def test_other_containers_become_plain_ones(file):
+    counts, entries = collections.Counter("aab"), collections.OrderedDict(a=[1])
+    entries.version = 1  # as that of a module's state_dict() has
+    save([counts, entries, torch.Size([2, 3]), {"shape": torch.Size([])}], file)
+    assert same(load_values(str(file)), [{"a": 2, "b": 1}, {"a": [1]}, (2, 3), {"shape": ()}])
+
+
 def test_tuples_of_more_than_single_values_become_lists(file):
     values = [("a.jpg", 0.5), ("a.jpg", 0.5, (1, 2, 3, 4)), ((1, 2),), (None, [True]), (1, 2, 3, 4, "five")]
     expected = [("a.jpg", 0.5), ["a.jpg", 0.5, (1, 2, 3, 4)], [(1, 2)], [None, [True]], (1, 2, 3, 4, "five")]
     assert same(load_values(save(values, file)), expected)
 
 
-@needs_new_torch
 def test_what_is_shared_stays_shared_and_what_holds_itself_still_does(file):
     array, ring = np.arange(3), []
     pair = (array, ring)
@@ -268,25 +265,6 @@ def test_what_is_shared_stays_shared_and_what_holds_itself_still_does(file):
     assert values[1] is values[2]
     assert values[1][0] is values[0]
     assert values[1][1] is values[3] is values[3][0]["ring"]
-
-
-@pytest.mark.skipif(not OLD_TORCH, reason="this torch knows NumPy's values")
-def test_a_torch_that_is_too_old_for_numpy_values_says_so(file):
-    save({"a": np.int64(3)}, file)
-    with pytest.raises(SoirError, match=r"multiarray.scalar; torch before 2.6 loads few other values, and this is "):
-        load_values(str(file))
-
-
-def test_safe_globals_of_the_program_stay_and_are_not_used(file):
-    if OLD_TORCH:
-        pytest.skip("there are none")
-    with torch.serialization.safe_globals([Call, (print, "collections.defaultdict")]):
-        before = set(torch.serialization.get_safe_globals())
-        assert load_values(save(collections.defaultdict(int, a=1), file)) == {"a": 1}
-        assert set(torch.serialization.get_safe_globals()) == before
-        save({"a": Call(print, "run")}, file)
-        with pytest.raises(SoirError):
-            load_values(str(file))
 
 
 # ------------------------------------------------------------------------------------------------------------- tensors
@@ -315,7 +293,23 @@ def test_tensors_of_every_type_and_view_load_as_torch_has_them(file, dtype):
     assert read["list"][0] is read["list"][1]
 
 
-@needs_new_torch
+@pytest.mark.parametrize("dtype", ["uint16", "uint32", "uint64", "complex128"])
+def test_tensors_of_rare_types_load(file, dtype):
+    if not hasattr(torch, dtype):
+        pytest.skip("this torch does not have them")
+    tensor = torch.tensor([[1, 2, 3], [4, 5, 6]]).to(getattr(torch, dtype))[:, 1:]
+    read = load_values(save([tensor], file), arrays=True)[0]
+    assert (read.dtype, read.tolist()) == (dtype, [[2, 3], [5, 6]])
+
+
+def test_tensors_may_have_gradients_and_attributes(file):
+    weight = torch.nn.Parameter(torch.ones(2))
+    named = torch.ones(2)
+    weight.path = named.path = "a.jpg"
+    read = load_values(save([weight, weight * 2, named], file), arrays=True)
+    assert [array.tolist() for array in read] == [[1, 1], [2, 2], [1, 1]]
+
+
 def test_a_results_file_of_the_paper_loads(file):
     knns = {"query.jpg": ["a.jpg", "b.jpg", "a.jpg"]}
     similarities = torch.tensor([[0.5, 0.25, 0.125]])
@@ -331,13 +325,11 @@ def test_a_results_file_of_the_paper_loads(file):
     assert same(read, {**results, **arrays, "recall": {1: 1.0}, "hits": {"query.jpg": True}, "mAP": 0.5})
 
 
-def test_an_array_may_claim_to_be_far_larger_than_its_file(file):
-    views = [torch.ones(1, dtype=dtype).expand(10**6, 10**6) for dtype in (torch.float32, torch.bfloat16)]
-    save({"views": views}, file)
-    assert outcome(file, arrays=True) == "loaded dict"
-    for array in load_values(str(file), arrays=True)["views"]:
-        assert array.shape == (10**6, 10**6)
-        assert array[-1, -1] == 1
+def test_an_array_may_claim_to_be_larger_than_its_file_but_not_far(file):
+    save([torch.ones(1, dtype=dtype).expand(100, 100) for dtype in (torch.float32, torch.bfloat16)], file)
+    assert [array.sum() for array in load_values(str(file), arrays=True)] == [10_000, 10_000]
+    save([torch.ones(1).expand(2**30, 2**20)], file)
+    assert_refused(file, "over 100 times as large", arrays=True)
 
 
 def test_rows_of_one_large_tensor_take_the_memory_of_one(file):
@@ -354,6 +346,7 @@ def test_tensors_are_refused_where_plain_values_are_expected(file):
 OTHER_TENSORS = {
     "sparse": lambda: torch.eye(4).to_sparse(),
     "quantized": lambda: torch.quantize_per_tensor(torch.ones(4), 0.1, 0, torch.quint8),
+    "a storage": lambda: torch.ones(4).storage(),
     "without numbers": lambda: torch.ones(4, device="meta"),
     "a module": lambda: torch.nn.Linear(2, 2),
     "a dtype": lambda: torch.float32,
@@ -413,10 +406,8 @@ def test_a_storage_of_objects_is_refused(file, code):
 
 # ------------------------------------------------------------------------------------------------------- hostile files
 
-# Those of hostile_pickles() that hold nothing forbidden, only much of it, or oddly written.
-LOADS = {"list", "number", "memo index behind a frame"}
-LOADS |= {"memo index of 2^28", "memo index of 2^31", "many integers of 80 bits"}  # by torch, whose memo is a dict
-
+# Those of hostile_pickles() that hold nothing forbidden, but are oddly written.
+LOADS = {"list", "number", "memo index behind a frame", "memo index of 2^28", "memo index of 2^31"}
 
 HOSTILE = [(name, False) for name, data in hostile_pickles("x").items() if data is not None]
 
@@ -425,7 +416,7 @@ HOSTILE = [(name, False) for name, data in hostile_pickles("x").items() if data 
 def test_nothing_in_a_file_is_run_or_crashes_or_fills_the_memory(tmp_path, file, name, arrays):
     marker = tmp_path / "marker"
     zip_pickle(file, hostile_pickles(marker)[name])
-    if name in LOADS or (name == "array of 10^8 rows without values" and arrays and not OLD_TORCH):
+    if name in LOADS:
         assert outcome(file, arrays).startswith("loaded ")
     else:
         assert_refused(file, arrays=arrays)
@@ -456,6 +447,32 @@ def lists_of_lists(times):
 
 
 STATE = b"(%bK\x04\x85h\x00\x89h\x04tq\x05b"
+ARRAY = NUMPY + encoded(4) + b"h\x01h\x02R"  # without its state
+NO_VALUES = {
+    "a class": b"ccollections\nOrderedDict\n",
+    "a function": b"h\x01",
+    "a type": b"cnumpy\ndtype\nX\x02\x00\x00\x00f8K\x00K\x01\x87R",
+    "a type of torch": b"ctorch\nFloatStorage\n",
+    "an array without its state": b"h\x01h\x02R",
+    "arguments": b"h\x02",
+}
+
+
+@pytest.mark.parametrize("arrays", [False, True])
+@pytest.mark.parametrize("name", NO_VALUES)
+def test_what_only_stands_for_something_is_refused_wherever_it_is(file, name, arrays):
+    for place in (b"%b", b"]%ba", b"](%be", b"}K\x01%bs", b"}%bK\x01s", b"}(%bK\x01u", b"]%b\x85a", b"}%b\x85K\x01s"):
+        zip_pickle(file, b"\x80\x02" + NUMPY + encoded(4) + place % NO_VALUES[name] + b".")
+        assert_refused(file, arrays=arrays)
+
+
+@pytest.mark.parametrize("codec", [b"idna", b"utf-8", b"latin-1", b"zlib"])
+def test_bytes_are_encoded_as_latin1_and_nothing_else(file, codec):
+    text = b"X\x01\x00\x00\x00aX" + len(codec).to_bytes(4, "little") + codec
+    zip_pickle(file, b"\x80\x02c_codecs\nencode\n" + text + b"\x86R.")
+    assert_refused(file, "in another encoding than latin1")
+
+
 BROKE_AN_EARLIER_LOADER = {
     "the state of an array in that of the next, 100,000 times, as a key": NUMPY
     + encoded(4)
@@ -469,6 +486,7 @@ BROKE_AN_EARLIER_LOADER = {
     + encoded(200_000)
     + (b"cnumpy\ndtype\nX\x06\x00\x00\x00U50000K\x00K\x01\x87Rq\x05" + b"h\x03h\x05h\x04\x86R" * 100_000 + b"."),
     "an item of an empty tensor, at lists sixty deep": lists_of_lists(60) + b"ctorch\nTensor\n)Rh\x3cK\x01s.",
+    "a dict with a key and no value": b"ccollections\nOrderedDict\n)R(K\x01u.",
     "a state for a function": NUMPY + b"h\x03}X\x01\x00\x00\x00aK\x01sb.",
 }
 
@@ -487,20 +505,48 @@ TOO_LARGE = {
     + b"]("
     + b"h\x01h\x02R(K\x01J\x40\x42\x0f\x00\x85h\x00\x89h\x04tb" * 1000
     + b"e.",
+    "an array of 2^31 - 1 empty rows": ARRAY + b"(K\x01J\xff\xff\xff\x7fK\x00\x86h\x00\x89cbuiltins\nbytes\n)Rtb.",
+    "an empty dict in each byte": b"]" + b"}a" * 2_500_000 + b".",
+    "a mark in each byte": b"(" * 5_000_000 + b".",
+    "a number in the memo in each byte": b"N" + b"\x94" * 5_000_000 + b")\x85\x85.",
     "a tensor of 10^10 numbers": b"ctorch\nTensor\n\x8a\x05\x00\xe4\x0b\x54\x02\x85R.",
 }
+
+
+def test_numbers_that_are_in_many_files_of_an_archive_take_the_memory_of_all_of_them(file):
+    """Each file of the archive holds all that follow, with their headers: 300 MB in all."""
+    tail, headers, count = b"\x00" * 10**6, [], 300
+    for number in reversed(range(count)):
+        info = zipfile.ZipInfo(f"archive/data/{number}")
+        info.file_size = info.compress_size = len(tail)
+        info.CRC = zlib.crc32(tail)
+        tail = info.FileHeader() + tail
+        headers.append(info)
+    stream = io.BytesIO(tail)
+    stream.seek(0, io.SEEK_END)
+    one = b"(X\x07\x00\x00\x00storagectorch\nByteStorage\nX%b%bNJ%btQ"
+    storages = [
+        one % (len(name).to_bytes(4, "little"), name.encode(), info.file_size.to_bytes(4, "little"))
+        for info in headers
+        for name in [info.filename.rpartition("/")[2]]
+    ]
+    with zipfile.ZipFile(stream, "a") as archive:
+        for info in headers:
+            info.header_offset = len(tail) - info.file_size - len(info.FileHeader())
+            archive.filelist.append(info)
+            archive.NameToInfo[info.filename] = info
+        archive.writestr("archive/data.pkl", b"\x80\x02" + b"".join(storages) + b".")
+    file.write_bytes(stream.getvalue())
+    assert_refused(file, arrays=True)
 
 
 @pytest.mark.parametrize("name", TOO_LARGE)
 def test_what_takes_far_more_memory_than_its_file_is_refused(file, name):
     zip_pickle(file, b"\x80\x02" + TOO_LARGE[name])
-    assert_refused(file)
+    assert_refused(file, *([] if "tensor" in name else ["it takes far more memory than its size"]))
 
 
-@needs_new_torch
-@pytest.mark.parametrize(
-    "key", [b"]\x85", b"ctorch\nTensor\n)R", NUMPY + encoded(4) + b"h\x01h\x02R" + STATE % b"K\x01"]
-)
+@pytest.mark.parametrize("key", [b"]\x85", b"ctorch\nTensor\n)R", ARRAY + STATE % b"K\x01"])
 def test_a_key_that_is_no_single_value_is_refused(file, key):
     zip_pickle(file, b"\x80\x02" + key + b"q\x09}h\x09K\x01s.")
     assert_refused(file, arrays=True)
@@ -509,10 +555,7 @@ def test_a_key_that_is_no_single_value_is_refused(file, key):
 @pytest.mark.parametrize("name", hostile_values())
 def test_what_is_too_large_to_look_at_holds_no_tuples_that_it_could_be_hashed_by(file, name):
     zip_pickle(file, b"\x80\x02" + hostile_values()[name] + b".")
-    if name == "tuples, 10^5 deep":
-        assert_refused(file)
-    else:
-        assert type(load_values(str(file))[-1]) is list
+    assert type(load_values(str(file))[-1]) is list
 
 
 # ----------------------------------------------------------------------------------------------- archives, other files
@@ -541,10 +584,14 @@ def archive_bytes(files, compression=zipfile.ZIP_STORED):
 
 GOOD = pickle.dumps({"a": {}}, 2)
 OTHER_FILES = {
-    "empty": b"",
+    "it is empty": b"",
+    "it is JSON": b"{}",
+    "it is a PNG image": b"\x89PNG\r\n",
+    "it is a JPEG image": b"\xff\xd8\xff\xe0",
     "text": b"text",
     "a bare pickle": GOOD,
     "an archive behind something else": b"#!/bin/sh\n" + archive_bytes({"archive/data.pkl": GOOD}),
+    "it was written by a big-endian machine": archive_bytes({"archive/data.pkl": GOOD, "archive/byteorder": b"big"}),
     "an archive that breaks off": archive_bytes({"archive/data.pkl": GOOD})[:-30],
     "a pickle that is damaged": archive_bytes({"archive/data.pkl": GOOD}).replace(GOOD, GOOD[:-1] + b"N"),
     "an archive without a pickle": archive_bytes({"archive/data": GOOD}),
@@ -556,106 +603,20 @@ OTHER_FILES = {
         {"archive/data.pkl": b"\x80\x02" + b"]" * 10_000_000 + b"."}, zipfile.ZIP_DEFLATED
     ),
     "a record that unpacks to ten megabytes": archive_bytes(
-        {"archive/data.pkl": GOOD, "archive/byteorder": b"0" * 10_000_000}, zipfile.ZIP_DEFLATED
+        {"archive/data.pkl": GOOD, "archive/version": b"0" * 10_000_000}, zipfile.ZIP_DEFLATED
     ),
 }
 
 
 @pytest.mark.parametrize("name", OTHER_FILES)
-def test_other_files_and_odd_archives_are_refused(file, no_child, name):
+def test_other_files_and_odd_archives_are_refused(file, name):
     file.write_bytes(OTHER_FILES[name])
-    with pytest.raises(SoirError, match=f"^{file} was not loaded, for it is no torch file of plain values: "):
-        load_values(str(file))
+    assert_refused(file, *([name] if name.startswith("it ") else []))
 
 
 def test_a_file_of_an_older_format_is_refused(file):
     save({"a": torch.ones(3)}, file, _use_new_zipfile_serialization=False)
     assert_refused(file, "of a torch before 1.6", arrays=True)
-
-
-def directory_entries(directory):
-    return [match.start() for match in re.finditer(b"PK\x01\x02", bytes(directory))]
-
-
-def test_a_program_that_only_torch_sees_in_an_archive_is_not_run(file):
-    """torch goes to the directory where the end of the archive says it is; zipfile to the one right before that end."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        torch.jit.save(torch.jit.script(torch.nn.ReLU()), str(file))
-    program = file.read_bytes()
-    count, size, place = struct.unpack("<HII", program[-12:-2])
-    tuples = pickle.dumps({"a": ((1,),)}, 2)  # these it takes torch to load
-    harmless = archive_bytes({"archive/data.pkl": tuples, **{f"archive/{number}": b"" for number in range(1, count)}})
-    start = harmless.index(b"PK\x01\x02")
-    # Both directories are of the same length, by a comment on the last file.
-    directory = bytearray(harmless[start:-22].ljust(size))
-    last = directory_entries(directory)[-1]
-    directory[last + 32 : last + 34] = (size - len(harmless[start:-22])).to_bytes(2, "little")
-    # zipfile takes what lies between the two for something put before the archive, and adds it to all offsets.
-    for entry in directory_entries(directory):
-        offset = int.from_bytes(directory[entry + 42 : entry + 46], "little") + place - start
-        directory[entry + 42 : entry + 46] = offset.to_bytes(4, "little")
-    file.write_bytes(program[:-22] + harmless[:start] + directory + program[-22:])
-    with zipfile.ZipFile(str(file)) as archive:
-        assert archive.read("archive/data.pkl") == tuples
-    assert "constants.pkl" in torch._C.PyTorchFileReader(str(file)).get_all_records()
-    assert_refused(file, "it holds a program" if OLD_TORCH else "TorchScript")
-
-
-# ---------------------------------------------------------------------------------------- the child, and interrupts
-
-
-@needs_new_torch
-def test_a_real_child_says_nothing_and_imports_nothing_from_the_current_folder(
-    tmp_path, file, real_child, monkeypatch, capfd
-):
-    for name in ("torch", "numpy", "zipfile"):
-        (tmp_path / f"{name}.py").write_text("open('marker', 'w')\n")
-    monkeypatch.chdir(tmp_path)
-    assert load_values(save({"a": np.int64(3)}, file)) == {"a": 3}
-    assert not (tmp_path / "marker").exists()
-    assert capfd.readouterr() == ("", "")
-
-
-def test_a_file_that_crashes_a_real_child_is_refused(file, real_child, capfd):
-    zip_pickle(file, hostile_pickles("x")["key that is a tuple a million deep"])
-    with pytest.raises(SoirError, match=f"^{file} was not loaded, for .* it crashes the process that loads it"):
-        load_values(str(file))
-    assert capfd.readouterr() == ("", "")
-
-
-@pytest.mark.parametrize("arrays", [False, True])
-def test_without_torch_the_message_names_it(file, monkeypatch, arrays):
-    save({"a": torch.ones(3)}, file)
-    monkeypatch.setitem(sys.modules, "torch", None)
-    with pytest.raises(SoirError, match="to load it takes torch, which is not installed"):
-        load_values(str(file), arrays)
-
-
-def test_a_signal_ends_a_load_in_a_child_and_leaves_no_process(file, real_child):
-    """The child is in the hash of a tuple then, which returns in some centuries and lets no thread of Python run."""
-    zip_pickle(file, b"\x80\x02" + BROKE_AN_EARLIER_LOADER["tuples of pairs, sixty deep, each made twice, as a key"])
-    forks = {number: fork(load_values, str(file)) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL)}
-    deadline = time.monotonic() + 20
-    while any(cpu_seconds(pid) < 1.5 for pid in forks.values()) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    started = time.monotonic()
-    for number, pid in forks.items():
-        assert len(living([pid])) == 2  # it, and its child
-        os.kill(pid, number)
-    assert [wait(pid) for pid in forks.values()] == [130, 130, -signal.SIGKILL]
-    assert_gone(forks.values())
-    assert time.monotonic() < started + 2
-
-
-def cpu_seconds(group):
-    """The time that the processes of a group took so far, but for its leader."""
-    total = 0
-    for pid in living([group]):
-        if int(pid) != group:
-            with open(f"/proc/{pid}/stat") as stat:
-                total += sum(map(int, stat.read().rpartition(")")[2].split()[11:13]))
-    return total / os.sysconf("SC_CLK_TCK")
 
 
 def slow_dict(bits=20):
@@ -668,13 +629,17 @@ def slow_dict(bits=20):
     return b"}(" + b"".join(b"J" + key.to_bytes(4, "little") + b"N" for key in keys) + b"u"
 
 
-def test_a_signal_ends_a_load_of_plain_values_at_once(file, no_child):
-    zip_pickle(file, b"\x80\x02" + slow_dict() + b".")  # seven seconds, in one call of the unpickler
+@pytest.mark.parametrize("kind", ["plain values", "other values"])
+def test_a_signal_ends_a_load(file, kind):
+    """Seven seconds: of plain values in one call of Python's unpickler, which no handler can interrupt."""
+    is_plain = kind == "plain values"
+    zip_pickle(file, b"\x80\x02" + (b"" if is_plain else b"ccollections\nOrderedDict\n)R\x85") + slow_dict() + b".")
     forks = {number: fork(load_values, str(file)) for number in (signal.SIGINT, signal.SIGTERM)}
     time.sleep(1)
     for number, pid in forks.items():
         os.kill(pid, number)
-        assert wait(pid, 1) == -number
+        assert wait(pid, 1) == (-number if is_plain else 130)
+    assert_gone(forks.values())
 
 
 def test_signals_are_handled_as_before_when_plain_values_are_loaded(file):
@@ -684,10 +649,11 @@ def test_signals_are_handled_as_before_when_plain_values_are_loaded(file):
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
 
 
-def test_a_thread_can_load_too(file):
-    save({"a": list(range(10**6))}, file)
+@pytest.mark.parametrize("values", [{"a": list(range(10**6))}, [collections.OrderedDict(a=1)]])
+def test_a_thread_can_load_too(file, values):
+    save(values, file)
     results = []
     thread = threading.Thread(target=lambda: results.append(load_values(str(file))))
     thread.start()
     thread.join()
-    assert results == [{"a": list(range(10**6))}]
+    assert results == [values]

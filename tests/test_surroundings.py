@@ -1,16 +1,27 @@
-"""Where the scripts run: the CPUs they may use, the paths they are given, what is installed, signals at the start."""
+"""Where the scripts run: the CPUs they may use, the paths they are given, what is installed, and in what process."""
 
+import io
 import os
 import re
+import shutil
 import signal
+import struct
 import subprocess
 import sys
+import tarfile
 import time
+import warnings
+import zlib
 
 import pytest
+import setuptools
 import torch
 from conftest import ROOT, SCRIPTS, load_plainly, run_here, run_script
+from helpers import files_below
 from PIL import Image
+
+from soir.console import VERSION
+from soir.images import image_size, read_image, whole_image_size
 
 # ---------------------------------------------------------------------------------------------------------------- CPUs
 
@@ -173,16 +184,6 @@ def test_scripts_say_their_version():
         assert done.stdout.startswith("VoxDet-SoIR tools 1.")
 
 
-def test_an_installation_has_all_modules_and_a_command_for_each_script():
-    text = (ROOT / "pyproject.toml").read_text()
-    modules = {path.stem for path in ROOT.glob("soir_*.py")} | {script[: -len(".py")] for script in SCRIPTS}
-    listed = re.search(r"py-modules = \[(.*?)\]", text, re.DOTALL).group(1)
-    assert re.findall(r'"(\w+)"', listed) == sorted(modules, key=lambda name: (name.startswith("soir_"), name))
-    commands = dict(re.findall(r'^soir-([\w-]+) = "(\w+):main"$', text, re.MULTILINE))
-    assert set(commands.values()) == {name for name in modules if not name.startswith("soir_")}
-    assert all(command.replace("-", "_") == script for command, script in commands.items())
-
-
 def test_annotations_load_from_any_folder(tiny, tmp_path):
     """What a user imports is in soir_common.py."""
     Image.new("RGB", (8, 8)).save(str(tmp_path / "a.png"))
@@ -196,3 +197,236 @@ def test_annotations_load_from_any_folder(tiny, tmp_path):
         torch.load(str(path), weights_only=True) for path in (tmp_path / "copy.pt", tiny.root / "anns.pt")
     )
     assert copied == original
+
+
+# -------------------------------------------------------------------------------------------------------- installations
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory):
+    """A copy of what a clone holds; to build leaves files in it."""
+    folder = tmp_path_factory.mktemp("clone") / "voxdet-soir"
+    made = (
+        ".git*",
+        ".venv",
+        ".*_cache",
+        ".hypothesis",
+        "__pycache__",
+        "sample",
+        "bench",
+        "build",
+        "installed",
+        "*.egg-info",
+        "*.pt",
+    )  # see .gitignore
+    shutil.copytree(str(ROOT), str(folder), ignore=shutil.ignore_patterns(*made))
+    return folder
+
+
+def build(clone, kind, folder):
+    """Build a "wheel", an "editable" wheel or an "sdist". Returns its path."""
+    code = f"from setuptools import build_meta; build_meta.build_{kind}({str(folder)!r})"
+    # Setuptools warns of what it will not take any more; and of [tool.setuptools] before 77, of "editable" in any case.
+    is_strict = kind != "editable" and int(setuptools.__version__.split(".")[0]) >= 77
+    options = ["-W", "error"] if is_strict else []
+    done = subprocess.run([sys.executable, *options, "-c", code], cwd=str(clone), stdout=-1, stderr=-2, text=True)
+    assert done.returncode == 0, done.stdout
+    (path,) = folder.iterdir()
+    return path
+
+
+@pytest.fixture(scope="module", params=["wheel", "editable"])
+def installation(request, clone, tmp_path_factory):
+    """(how it is installed, site-packages, folder of the commands) of an environment that has the requirements too."""
+    folder = tmp_path_factory.mktemp("installation")
+    subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
+    (packages,) = folder.glob("lib/python*/site-packages")
+    (folder / "dist").mkdir()
+    wheel = build(clone, request.param, folder / "dist")
+    before = set(os.listdir(str(packages)))
+    options = ["--no-deps", "--no-index", "--no-compile", "--quiet", "--disable-pip-version-check"]
+    subprocess.run([str(folder / "bin" / "python"), "-m", "pip", "install", *options, str(wheel)], check=True)
+    added = set(os.listdir(str(packages))) - before
+    requirements = [path for path in sys.path if path.endswith("site-packages")]
+    (packages / "requirements.pth").write_text("\n".join(requirements))
+    return request.param, packages, added, folder / "bin"
+
+
+def test_an_installation_has_the_package_the_public_face_and_a_command_for_each_script(installation):
+    kind, packages, added, commands = installation
+    (info,) = (name for name in added if name.endswith(".dist-info"))
+    if kind == "wheel":
+        assert added == {"soir", "soir_common.py", info}
+        expected = {name[len("soir/") :] for name in files_below(str(ROOT)) if re.match("soir/[^/]+[.]py$", name)}
+        expected |= {f"scripts/{script}" for script in SCRIPTS}
+        assert {name for name in files_below(str(packages / "soir")) if name.endswith(".py")} == expected
+    metadata = (packages / info / "METADATA").read_text().splitlines()
+    assert {f"Version: {VERSION}", "License: MIT", "License-File: LICENSE", "Requires-Python: >=3.7"} <= set(metadata)
+    required = [line.split()[-1] for line in (ROOT / "requirements.txt").read_text().splitlines() if line[0] != "#"]
+    found = [line.partition(": ")[2].replace(" ", "") for line in metadata if line.startswith("Requires-Dist")]
+    assert found == required
+    assert {path.name for path in commands.glob("soir-*")} == {
+        f"soir-{script[:-3].replace('_', '-')}" for script in SCRIPTS
+    }
+
+
+@pytest.mark.parametrize("python_path", ["", ".", str(ROOT)], ids=["none", "here", "clone"])
+def test_commands_run_in_a_folder_that_has_modules_of_their_names(
+    installation, voxdet, instre, sample_file, tmp_path, python_path
+):
+    commands = installation[-1]
+    for name in (*SCRIPTS, "files.py", "console.py", "scripts.py"):
+        (tmp_path / name).write_text("raise SystemExit('the wrong one')")
+
+    def run(command, *args):
+        environment = {**os.environ, "PYTHONPATH": python_path}
+        done = subprocess.run(
+            [str(commands / f"soir-{command}"), *map(str, args)],
+            cwd=str(tmp_path),
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert (done.returncode, done.stderr) == (0, "")
+        return done.stdout
+
+    run("create-dataset", "--voxdet-root", voxdet[0], "--relative-paths", "--output-file", "anns.pt", "--workers", 2)
+    assert (tmp_path / "anns.pt").read_bytes() == sample_file.read_bytes()
+    assert "PASSED" in run("verify-dataset", "anns.pt", "--base-path", voxdet[0])
+    run("create-instre-subsets", "--instre-root", instre[0], "--workers", 2)
+    run("convert-annotations", "anns.pt", "--coco", "anns.json")
+    assert (tmp_path / "instre_xs.pt").is_file()
+    assert (tmp_path / "anns.json").is_file()
+    assert run("evaluate-retrieval", "--version") == f"VoxDet-SoIR tools {VERSION}\n"
+
+
+def test_a_source_distribution_holds_what_a_clone_holds(clone, tmp_path):
+    expected = set(files_below(str(clone)))
+    with tarfile.open(str(build(clone, "sdist", tmp_path))) as archive:
+        names = {member.name.partition("/")[2] for member in archive if member.isfile()}
+    assert {"docs/scoring.md", "examples/make_sample.py", "pictures/preview.png", "LICENSE"} <= expected
+    assert {name for name in expected - names if not re.match(r"build/|[^/]*\.egg-info/", name)} == set()
+
+
+# -------------------------------------------------------------------------------------- the process that they run in
+
+# What a process is like: name -> value.
+STATE = """
+import gc, io, json, locale, os, signal, sys, threading, warnings
+import numpy, torch, tqdm  # what these change is theirs
+import PIL, PIL.Image, PIL.ImageDraw, PIL.ImageFont
+from PIL import BmpImagePlugin, ImageFile, JpegImagePlugin, PngImagePlugin
+
+def state():
+    numbers = sorted(signal.Signals)
+    found = {"excepthook": sys.excepthook, "streams": (sys.stdout, sys.stderr, sys.stdin), "path": list(sys.path)}
+    found["hooks"] = sys.displayhook, sys.unraisablehook if sys.version_info >= (3, 8) else None, sys.gettrace()
+    found["signals"] = [signal.getsignal(number) for number in numbers]
+    found["warnings"] = list(warnings.filters), warnings.showwarning
+    found["gc"] = gc.isenabled(), gc.get_threshold(), gc.get_freeze_count(), list(gc.callbacks), gc.get_debug()
+    found["threads"], found["environment"] = threading.enumerate(), dict(os.environ)
+    found["locale"] = [locale.setlocale(number) for number in (locale.LC_ALL, locale.LC_CTYPE, locale.LC_NUMERIC)]
+    found["limits"] = sys.getrecursionlimit(), sys.getswitchinterval(), os.getcwd(), os.umask(0o22)
+    os.umask(found["limits"][-1])
+    found["numpy"] = numpy.geterr(), numpy.get_printoptions()
+    for module in (PIL.Image, ImageFile, BmpImagePlugin, JpegImagePlugin, PngImagePlugin):
+        for name, value in vars(module).items():
+            if not name.startswith("__"):
+                found[f"{module.__name__}.{name}"] = dict(value) if isinstance(value, dict) else value
+    return found
+
+def changed(before):
+    after = state()
+    return sorted(name for name in {**before, **after} if before.get(name) != after.get(name))
+"""
+
+MODULES = ["soir_common", "soir", *(f"soir.{path.stem}" for path in sorted((ROOT / "soir").glob("[!_]*.py")))]
+
+
+def run_with_state(code, tmp_path):
+    """What a new process prints that runs some code after STATE."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", STATE + code]
+    done = subprocess.run(
+        command, cwd=str(tmp_path), env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout
+
+
+def test_importing_a_module_changes_nothing_in_the_process(tmp_path):
+    code = f"""
+import importlib
+for name in {[name for name in MODULES if name != "soir.startup"]}:
+    before = state()
+    importlib.import_module(name)
+    print(name, changed(before))
+before = state()
+import soir.startup
+print("soir.startup", changed(before))
+"""
+    expected = [f"{name} []" for name in MODULES if name != "soir.startup"]
+    assert run_with_state(code, tmp_path).splitlines() == [*expected, "soir.startup ['excepthook']"]
+
+
+@pytest.mark.parametrize("ending", ["0", "1", "2"])
+def test_a_script_that_is_called_as_a_function_leaves_the_process_as_it_was(sample_file, tmp_path, ending):
+    """It ends well, with findings, or with a refusal; and all the same in another thread."""
+    arguments = {"0": ["--skip-paths"], "1": ["--base-path", str(tmp_path)], "2": ["--base-path", "none"]}[ending]
+    code = f"""
+import verify_dataset
+sys.argv = ["verify_dataset.py", {str(sample_file)!r}, *{arguments}]
+sys.stdout, sys.stderr = io.StringIO(), io.StringIO()
+statuses = []
+
+def call():
+    try:
+        statuses.append(verify_dataset.main())
+    except SystemExit as end:
+        statuses.append(end.code)
+
+before = state()
+call()
+thread = threading.Thread(target=call)
+thread.start()
+thread.join()
+found = changed(before)
+sys.stdout = sys.__stdout__
+print(statuses, found)
+"""
+    assert run_with_state(code, tmp_path) == f"[{ending}, {ending}] []\n"
+
+
+def claims(format, width, height):
+    """The bytes of an image whose header claims this size; of the rest, there is not much."""
+    if format == "BMP":
+        return b"BM" + struct.pack("<3L LllHHLLllLL", 58, 0, 54, 40, width, height, 1, 24, 0, 4, 0, 0, 0, 0) + bytes(4)
+    if format == "PNG":
+        chunks = b"IHDR" + struct.pack(">LLBBBBB", width, height, 8, 0, 0, 0, 0), b"IDAT"
+        data = [struct.pack(">L", len(c) - 4) + c + struct.pack(">L", zlib.crc32(c)) for c in chunks]
+        return b"\x89PNG\r\n\x1a\n" + b"".join(data)
+    stream = io.BytesIO()
+    Image.new("L", (8, 8)).save(stream, format="JPEG")
+    start, size, rest = stream.getvalue().partition(b"\xff\xc0\x00\x0b\x08\x00\x08\x00\x08")
+    assert size
+    return start + size[:5] + struct.pack(">HH", height, width) + rest
+
+
+@pytest.mark.parametrize("limit", [1, Image.MAX_IMAGE_PIXELS, None], ids=["low", "usual", "none"])
+@pytest.mark.parametrize("format", ["BMP", "PNG", "JPEG"])
+def test_the_limit_on_pixels_is_our_own_whatever_pillows_is(tmp_path, monkeypatch, format, limit):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+    path = tmp_path / "image"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Image.new("L", (60, 40)).save(str(path), format=format)
+        assert image_size(str(path)) == whole_image_size(str(path)) == (40, 60)
+        assert read_image(str(path)).size == (60, 40)
+        path.write_bytes(claims(format, 9459, 9459))
+        assert image_size(str(path)) == (9459, 9459)
+        for side in (9460, 20_000):
+            path.write_bytes(claims(format, side, side))
+            for read in (image_size, whole_image_size, read_image):
+                with pytest.raises(OSError, match=f"too large, {side} x {side}"):
+                    read(str(path))

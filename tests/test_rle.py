@@ -1,18 +1,17 @@
-"""The RLE of masks: what is written and read, and what the verifier accepts, is what pycocotools makes of it.
+"""RLE (soir/rle.py): what is written and read, and what the verifier accepts, is what pycocotools makes of it.
 
 The environment variable SOIR_EXAMPLES sets how many examples each property gets; 10,000 are the long run.
 """
 
 import itertools
-import json
 import os
 import tempfile
+from pathlib import Path
 
 import numpy as np
 import pycocotools.mask as coco_mask
 import pytest
-import torch
-from conftest import needs_new_torch, run_here
+from helpers import box_of, compressed, save, verify
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
@@ -53,10 +52,6 @@ def mask_of(runs, height, width):
     return np.array(values, dtype=bool).reshape(width, height).T
 
 
-def coco_counts(mask):
-    return coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))["counts"].decode("ascii")
-
-
 @given(masks(), st.integers(0, 5), st.integers(0, 5), st.integers(0, 5), st.integers(0, 5))
 def test_the_encoder_writes_what_pycocotools_writes(mask, left, top, right, bottom):
     """Of a rectangle in an image, with any margin around it, or none."""
@@ -66,14 +61,13 @@ def test_the_encoder_writes_what_pycocotools_writes(mask, left, top, right, bott
         assert encoded is None
         return
     rle, box = encoded
-    ys, xs = np.nonzero(whole)
-    assert rle == {"size": list(whole.shape), "counts": coco_counts(whole)}
-    assert box == (xs.min(), ys.min(), xs.max() + 1, ys.max() + 1)
+    assert rle == compressed(whole)
+    assert box == box_of(whole)
 
 
 @given(st.lists(masks(), min_size=1, max_size=20))
 def test_the_decoder_reads_many_masks_of_pycocotools_at_once(many):
-    runs, ends = decode_counts([coco_counts(mask).encode() for mask in many])
+    runs, ends = decode_counts([compressed(mask)["counts"].encode() for mask in many])
     assert [part.tolist() for part in np.split(runs, ends[:-1])] == [runs_of(mask) for mask in many]
 
 
@@ -85,7 +79,7 @@ def test_run_lengths_of_json_become_what_pycocotools_decodes_to_the_same_mask(da
     runs = np.diff([0, *sorted(edges), height * width]).tolist()
     expected = mask_of(runs, height, width)
     rle = compress_rle({"size": [height, width], "counts": runs})
-    assert rle == {"size": [height, width], "counts": coco_counts(expected)}
+    assert rle == compressed(expected)
     again = compress_rle({"size": [height, width], "counts": rle["counts"]})
     assert again == rle
     assert (coco_mask.decode(rle) == expected).all()
@@ -136,7 +130,7 @@ def strings(draw):
     if draw(st.booleans()):  # runs that have the right sum, yet some of them may be negative or too long
         runs = draw(st.lists(st.integers(-3, 300), max_size=8))
         return string_of([*runs, mask.size - sum(runs)]), mask.shape
-    counts = bytearray(coco_counts(mask).encode())
+    counts = bytearray(compressed(mask)["counts"].encode())
     kind = draw(st.sampled_from(("true", "changed", "cut", "alphabet", "any")))
     if kind == "changed":
         for _ in range(draw(st.integers(1, 3))):
@@ -181,22 +175,17 @@ def test_any_bytes_decode_to_what_they_spell_or_to_nothing(many):
 def checked(entries):
     """Verify entries of OWID: path -> the checks that failed."""
     with tempfile.TemporaryDirectory() as folder:
-        file, report = os.path.join(folder, "anns.pt"), os.path.join(folder, "report.json")
         for number, entry in enumerate(entries.values()):
             entry.update(set="OWID", ins=[number] if isinstance(entry["bbox"], list) else number)
-        torch.save(entries, file)
-        done = run_here("verify_dataset.py", "--ann-file", file, "--skip-paths", "--report", report)
+        done, report = verify(save(Path(folder), entries), folder, "--skip-paths")
         assert done.stderr == ""
-        with open(report) as text:
-            issues = json.load(text)["issues"]
     found = {path: set() for path in entries}
-    for issue in issues:
+    for issue in report["issues"]:
         if issue["check"].startswith(("mask-", "query-box", "gallery-box")) and issue["severity"] == "error":
             found[issue["path"]].add(issue["check"])
     return found
 
 
-@needs_new_torch
 @settings(max_examples=EXAMPLES // 4)
 @given(st.lists(strings(), min_size=1, max_size=30))
 def test_what_the_verifier_accepts_pycocotools_decodes_to_h_x_w(many):
@@ -224,7 +213,7 @@ def test_the_verifier_accepts_every_mask_but_an_empty_one_with_the_box_of_pycoco
     """The box of every third mask is one pixel off."""
     entries, expected = {}, {}
     for index, mask in enumerate(many):
-        rle = {"size": list(mask.shape), "counts": coco_counts(mask)}
+        rle = compressed(mask)
         x, y, w, h = map(int, coco_mask.toBbox(rle))
         is_wrong = index % 3 == offset
         entries[str(index)] = {"bbox": (x, y, x + w + is_wrong, y + h), "mask": rle, "is_query": True}
