@@ -249,16 +249,16 @@ def test_pages_are_outputs_like_others(pages, taken, words):
 # ------------------------------------------------------------------------------------------------- what cannot be drawn
 
 
-@pytest.mark.parametrize("option", ["--preview-count", "--instances", "--queries", "--gallery"])
-def test_options_of_the_picture_need_a_picture(picture, option):
-    done = picture.verify(option, 2, preview=False)
-    assert done.returncode == 2
-    assert "--preview" in done.stderr
-
-
-@pytest.mark.parametrize("option", ["--worst", "--instances"])
-def test_options_of_the_picture_of_a_run_need_a_picture(picture, option):
-    done = picture.evaluate([], option, 2, preview=False)
+@pytest.mark.parametrize(
+    "script, option",
+    [
+        *(("verify", option) for option in ("--preview-count", "--instances", "--queries", "--gallery")),
+        *(("evaluate", option) for option in ("--worst", "--instances")),
+    ],
+)
+def test_options_of_the_picture_need_a_picture(picture, script, option):
+    run = picture.verify if script == "verify" else lambda *args, preview: picture.evaluate([], *args, preview=preview)
+    done = run(option, 2, preview=False)
     assert done.returncode == 2
     assert "--preview" in done.stderr
 
