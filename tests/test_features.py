@@ -290,7 +290,7 @@ ENTRIES = {"q0.png": make_query(), "g0.png": make_photograph()}
     ],
 )
 def test_a_matrix_that_does_not_go_with_its_paths_cannot_be_scored(tmp_path, paths, features):
-    refused(score(tmp_path, ENTRIES, "--features", {"paths": paths, "features": features})[0], "holds no features")
+    refused(score(tmp_path, ENTRIES, "--features", {"paths": paths, "features": features})[0], "features")
 
 
 def test_paths_of_features_are_text(tmp_path):
