@@ -125,9 +125,6 @@ def test_a_field_that_is_too_large_to_look_at_is_an_error_like_any_other(tmp_pat
     anns, report = tmp_path / "anns.pt", tmp_path / "report.json"
     zip_pickle(anns, dict_pickle(entries))
     done = verify("--ann-file", anns, "--skip-paths", "--verbose", "--report", report)
-    if name == "tuples, 10^5 deep":
-        refused(done, "nested too deeply")
-        return
     assert (done.returncode, done.stderr) == (1, "")
     assert {issue["path"] for issue in json.loads(report.read_text())["issues"]} == set(entries)
     for path, entry in entries.items():
@@ -140,10 +137,7 @@ def test_rankings_and_features_that_are_too_large_to_look_at_are_faults(base, na
     value, args = TOO_LARGE[name], save(base)
     for content in ({"query.jpg": value}, {"query.jpg": b"]" + value + b"a"}):
         done, _ = score(base, args, rankings=dict_pickle(content))
-        if name == "tuples, 10^5 deep":
-            refused(done, "nested too deeply")
-        else:
-            assert (done.returncode, done.stderr) == (1, "")
+        assert (done.returncode, done.stderr) == (1, "")
     for content in ({"query.jpg": value}, {"paths": b"]" + value + b"a", "features": [[1]]}):
         refused(score(base, args, features=dict_pickle(content))[0])
 
@@ -445,7 +439,7 @@ def test_a_feature_that_is_no_vector_is_a_fault_that_is_listed(base, name):
         (["a"], torch.ones(2, 8)),
         (5, torch.ones(2, 8)),
         (None, None),
-        (torch.zeros(1).expand(10**9), torch.ones(1, 1).expand(10**9, 1)),
+        (torch.zeros(1).expand(100), torch.ones(1, 1).expand(100, 1)),
     ],
 )
 def test_a_matrix_that_does_not_go_with_its_paths_cannot_be_scored(base, paths, features):
