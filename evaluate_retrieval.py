@@ -193,7 +193,7 @@ def print_scores(scores: Scores, parts: list[Part], metrics: list[str] | None) -
     print_table(rows)
     print("\nin %; 95 % interval: by bootstrap over instances")
     if any("-" in row for row in rows):
-        print("-: nothing to say, as of an interval of fewer than five instances, or of equal ones")
+        print("-: none, as of fewer than five instances or of equal ones")
     if metrics:
         return
     print("first hit: median rank of the first relevant image")
@@ -219,7 +219,8 @@ def print_comparison(results: list[Scores], parts: list[Part], metrics: list[str
         rows += [[scores.run.name, *difference_cells(scores.parts[index].difference)] for scores in results[1:]]
         print_table(rows)
         print()
-    print("in %; intervals and p by bootstrap over instances; -: fewer than five instances, or equal ones")
+    print("in %; intervals and p by bootstrap over instances")
+    print("-: none, as of fewer than five instances or of equal ones")
 
 
 def difference_cells(difference: Difference | None) -> list[str]:

@@ -34,7 +34,7 @@ from soir.detections import read_detections
 from soir.drawing import page_names, write_pages
 from soir.entry import Annotations, boxes_of, instances_of, masks_of
 from soir.files import SoirError, check_no_image, check_outputs, whole_file
-from soir.findings import Findings, print_findings, printable, progress_bar, shorten
+from soir.findings import Findings, counted, print_findings, printable, progress_bar, shorten
 from soir.forms import load_any_form, size_finder
 from soir.geometry import Size
 from soir.images import image_size
@@ -362,8 +362,8 @@ def main() -> int:
         masks = sum(len(masks_of(entry)) for entry in entries.values())
         limits += f", {'all' if args.sample_masks >= masks else f'{args.sample_masks:,} of'} {masks:,} masks checked"
     limits += ", odd detections" if of_detections else ""
-    verdict = f"{'PASSED' if passed else 'FAILED'}: {errors:,} errors, {warnings:,} warnings"
-    print(f"\n{verdict} in {len(annotations):,} entries{limits}")
+    verdict = f"{'PASSED' if passed else 'FAILED'}: {counted(errors, 'error')}, {counted(warnings, 'warning')}"
+    print(f"\n{verdict} in {counted(len(annotations), 'entry')}{limits}")
     return 0 if passed else 1
 
 

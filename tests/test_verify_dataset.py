@@ -86,7 +86,7 @@ def test_the_sample_passes_with_its_true_figures(voxdet, sample_file, tmp_path):
             }
             for split in {t["split"] for t in of_set}
         }
-    assert "VoxDet-SoIR (published)" in done.stdout
+    assert "  published\n" in done.stdout
     assert done.stdout.count("5.8") == 1
 
 
