@@ -243,7 +243,12 @@ DAMAGE = {
     "query-box": [put(QUERY, bbox=(20, 10, 49, 30)), put(QUERY, bbox=(1, 1, 5, 5))],
     "gallery-box": [put(GALLERY, mask=[other_mask(box=(1, 1, 5, 5))])],
     "gallery-box-loose": [put(GALLERY, bbox=[(15, 8, 30, 34)])],
-    "object-repeated": [put(REAL_GALLERY, ins=[3, 20, 3], bbox=[(1, 2, 4, 6), (5, 6, 12, 14), (1, 2, 4, 6)])],
+    "object-repeated": [
+        put(REAL_GALLERY, ins=[3, 20, 3], bbox=[(1, 2, 4, 6), (5, 6, 12, 14), (1, 2, 4, 6)]),
+        lambda tiny, a: a[GALLERY].update(
+            {field: 2 * a[GALLERY][field] for field in ("bbox", "mask", "ins", "num_ins")}
+        ),
+    ],
     "box-below-pixel": [put(REAL_GALLERY, bbox=[box, (5, 6, 12, 14)]) for box in ((1, 2, 1.5, 6), (1, 2, 4, 2.5))],
     "mask-list": [put(GALLERY, mask=[{"size": [48, 64], "counts": [970, 20, 2082]}])],
     "query-unanswered": [put(QUERY, ins=77)],
