@@ -49,6 +49,8 @@ CHECKS = {
         "warning",
         "a gallery image has one id, box or mask where lists are due, or a query a list of one id",
     ),
+    "form-is-val": ("warning", "is_val in place of a split, as the authors' first script wrote it"),
+    "form-dense": ("warning", "a mask is an array of pixels, not RLE"),
     "form-num-ins": ("warning", "num_ins is an empty list beside boxes, as the authors' script wrote it"),
     "mask-list": ("warning", "a mask is a list of run lengths, which pycocotools cannot decode"),
     "mask-row-major": ("warning", "a mask is row-major, as the authors' script wrote it: pycocotools cannot decode it"),
