@@ -2,7 +2,7 @@
 
 In   <voxdet-root>/OWID        synthetic: P1 has the queries, P2 the gallery of the train and val splits
      <voxdet-root>/RoboTools   real: test_video has the queries, test the gallery of the test split
-Out  anns.pt                   one dict, image path -> entry (see `query_entry` and `gallery_entry` in soir_common.py)
+Out  anns.pt                   one dict, image path -> entry (see `query_entry` and `gallery_entry` in soir/entry.py)
 
     python create_dataset.py --voxdet-root /path/to/VoxDet
 
@@ -20,14 +20,14 @@ import sys
 import time
 from typing import Any, Callable, Iterator, NamedTuple
 
-from soir.coco import Coco, Doubts, GalleryImage, GalleryObject, join_images, read_coco, stop_if_misread, usable_objects
+from soir.coco import Contradictions, GalleryImage, GalleryObject, join_images, read_coco, usable_objects
 from soir.console import add_creation_options, exit_status, make_parser, positive
-from soir.entry import Annotations, Entry, Rle, gallery_entry, is_id, query_entry, save_annotations
+from soir.entry import SETS, Annotations, Entry, Rle, gallery_entry, query_entry, save_annotations
 from soir.files import SoirError, check_outputs, reason_of
 from soir.findings import Findings, in_bytes, print_findings
 from soir.geometry import Box, Size
 from soir.images import IMAGE_ENDINGS, image_names, one_per_stem, whole_image_size
-from soir.mask_images import read_mask_image
+from soir.mask_images import ImageMask, read_mask_image
 from soir.paths import find_root, natural_key, tidy_path
 from soir.statistics import print_summary
 from soir.workers import map_ordered
@@ -61,14 +61,11 @@ class Query(NamedTuple):
         return f"{self.instance.prefix}/rgb/{self.image}"
 
 
-class QueryReading(NamedTuple):
-    """What reading a query gave: a fault, or its mask and the box of that."""
+class Unusable(NamedTuple):
+    """Why an image is left out."""
 
-    fault: str | None
-    detail: str = ""  # of the fault: what the decoder said
-    mask: Rle | None = None
-    box: Box | None = None
-    is_soft: bool = False
+    reason: str
+    detail: str = ""  # what the decoder said
 
 
 # -------------------------------------------------------------------------------------------------------- the two sets
@@ -82,57 +79,41 @@ def parse_owid(folder: str, prefix: str, options: Options, findings: Findings) -
     findings  what is left out, or odd, is added to it
     Raises SoirError if a file of the layout is missing or cannot be read, or if most annotations contradict themselves.
     """
-    instances = find_instances(os.path.join(folder, "P1"), tidy_path(prefix, "P1"), options.max_instances, findings)
+    p1, p2 = os.path.join(folder, "P1"), os.path.join(folder, "P2")
+    instances = find_instances(p1, tidy_path(prefix, "P1"), options.max_instances, findings)
     queries = pair_queries(instances, findings)
     with map_ordered(read_query, queries, options.workers, "OWID queries") as readings:
         # The workers read masks while the JSON is parsed here.
-        train = read_coco(os.path.join(folder, "P2", "train_annotations.json"))
-        val = read_coco(os.path.join(folder, "P2", "val_annotations.json"))
+        train = read_coco(os.path.join(p2, "train_annotations.json"))
+        val = read_coco(os.path.join(p2, "val_annotations.json"))
         # Both files count ids from 0, so each is joined by itself; val comes last, since an image that shows a val
         # instance is a val image.
         images = join_images({"train": train, "val": val}, tidy_path(prefix, "P2"), findings)
-        train_instances, val_instances = annotated_instances(train), annotated_instances(val)
-        for instance in sorted(train_instances & val_instances):
+        val_instances = val.instances()
+        for instance in sorted(val_instances & train.instances()):
             findings.notice("instance of both splits, its queries are of val", f"{prefix}: instance {instance}")
         del train, val
         for query, mask, box in usable_queries(queries, readings, folder, options, findings):
             split = "val" if query.instance.number in val_instances else "train"
             yield query.path, query_entry(box, mask, query.instance.number, "OWID", split)
-
-    wanted = {instance.number for instance in instances} if options.max_instances else None
-    doubts = Doubts(options.keep_contradictions)
-    for image in read_gallery(images, os.path.join(folder, "P2"), options.workers, "OWID gallery", findings):
-        objects = usable_objects(image, True, wanted, doubts, findings)
-        if objects:
-            boxes, masks, ids, num_ins = columns(objects)
-            yield image.path, gallery_entry(boxes, masks, ids, "OWID", image.split, num_ins)
-    stop_if_misread(doubts, f"{folder}/P2")
+    for image, objects in read_gallery(images, p2, "OWID", instances, options, findings):
+        boxes, masks, ids, num_ins = columns(objects)
+        yield image.path, gallery_entry(boxes, masks, ids, "OWID", image.split, num_ins)
 
 
 def parse_robotools(folder: str, prefix: str, options: Options, findings: Findings) -> Iterator[tuple[str, Entry]]:
     """Yield (image path, entry) for RoboTools, or for a test set in its layout; see `parse_owid`."""
-    instances = find_instances(
-        os.path.join(folder, "test_video"), tidy_path(prefix, "test_video"), options.max_instances, findings
-    )
+    video, test = os.path.join(folder, "test_video"), os.path.join(folder, "test")
+    instances = find_instances(video, tidy_path(prefix, "test_video"), options.max_instances, findings)
     queries = pair_queries(instances, findings)
     with map_ordered(read_query, queries, options.workers, "RoboTools queries") as readings:
-        test = read_coco(os.path.join(folder, "test", "scene_gt_coco_all.json"))
-        images = join_images({"test": test}, tidy_path(prefix, "test"), findings)
+        coco = read_coco(os.path.join(test, "scene_gt_coco_all.json"))
+        images = join_images({"test": coco}, tidy_path(prefix, "test"), findings)
         for query, mask, box in usable_queries(queries, readings, folder, options, findings):
             yield query.path, query_entry(box, mask, query.instance.number, "RoboTools", "test")
-
-    wanted = {instance.number for instance in instances} if options.max_instances else None
-    doubts = Doubts(options.keep_contradictions)
-    for image in read_gallery(images, os.path.join(folder, "test"), options.workers, "RoboTools gallery", findings):
-        objects = usable_objects(image, False, wanted, doubts, findings)
-        if objects:
-            boxes, _, ids, _ = columns(objects)
-            yield image.path, gallery_entry(boxes, [], ids, "RoboTools", "test")
-    stop_if_misread(doubts, f"{folder}/test")
-
-
-def annotated_instances(coco: Coco) -> set[int]:
-    return {annotation.category_id for annotation in coco.annotations if is_id(annotation.category_id)}
+    for image, objects in read_gallery(images, test, "RoboTools", instances, options, findings):
+        boxes, _, ids, _ = columns(objects)
+        yield image.path, gallery_entry(boxes, [], ids, "RoboTools", "test")
 
 
 def columns(objects: list[GalleryObject]) -> tuple[list[Any], ...]:
@@ -200,48 +181,47 @@ def list_images(folder: str) -> list[str]:
         return []
 
 
-def read_query(query: Query) -> QueryReading:
-    """Read a query, in a worker: its mask, and whether its image is whole and of the same size."""
-    image = f"{query.instance.folder}/rgb/{query.image}"
+def read_query(query: Query) -> ImageMask | Unusable:
+    """Read the mask of a query, in a worker, and look whether its image is whole and of the same size."""
     try:
-        size = whole_image_size(image)
+        size = whole_image_size(f"{query.instance.folder}/rgb/{query.image}")
     except OSError as error:
-        return QueryReading("query whose image cannot be read", reason_of(error))
+        return Unusable("query whose image cannot be read", reason_of(error))
     try:
         mask = read_mask_image(f"{query.instance.folder}/mask/{query.mask}")
     except OSError as error:
-        return QueryReading("query whose mask cannot be read", reason_of(error))
+        return Unusable("query whose mask cannot be read", reason_of(error))
     except ValueError as error:
-        return QueryReading(str(error))
-    if mask.rle is None:
-        return QueryReading("query with an empty mask")
+        return Unusable(str(error))
+    if mask is None:
+        return Unusable("query with an empty mask")
     if mask.rle["size"] != list(size):
-        return QueryReading("query whose image and mask differ in size")
-    return QueryReading(None, "", mask.rle, mask.box, mask.is_soft)
+        return Unusable("query whose image and mask differ in size")
+    return mask
 
 
 def usable_queries(
-    queries: list[Query], readings: Iterator[QueryReading], folder: str, options: Options, findings: Findings
+    queries: list[Query], masks: Iterator[ImageMask | Unusable], folder: str, options: Options, findings: Findings
 ) -> Iterator[tuple[Query, Rle, Box]]:
     """Yield the queries that can be used, each with its mask and the box of that.
 
     Raises SoirError if most masks reach all four sides of their image: these are inverted.
     """
     usable = filling = 0
-    for query, reading in zip(queries, readings):
-        if reading.mask is None or reading.box is None:
-            findings.skip(str(reading.fault), query.path, reading.detail)
+    for query, mask in zip(queries, masks):
+        if isinstance(mask, Unusable):
+            findings.skip(mask.reason, query.path, mask.detail)
             continue
-        if reading.is_soft:
+        if mask.is_soft:
             findings.notice("query whose mask is soft, cut at half of its largest value", query.path)
         usable += 1
-        height, width = reading.mask["size"]
-        if reading.box == (0, 0, width, height):
+        height, width = mask.rle["size"]
+        if mask.box == (0, 0, width, height):
             filling += 1
             findings.notice("query whose mask reaches all four sides of its image", query.path)
         # A new dict with the key objects of this process. Keys from a worker are other objects, which pickle would
         # write out again, so the bytes of the file would depend on --workers.
-        yield query, {"size": reading.mask["size"], "counts": reading.mask["counts"]}, reading.box
+        yield query, {"size": mask.rle["size"], "counts": mask.rle["counts"]}, mask.box
     if filling > usable / 2 and not options.keep_contradictions:
         raise SoirError(
             f"{filling:,} of the {usable:,} masks of the queries of {folder} reach all four sides of their image: "
@@ -254,12 +234,15 @@ def usable_queries(
 
 
 def read_gallery(
-    images: list[GalleryImage], folder: str, workers: int, title: str, findings: Findings
-) -> Iterator[GalleryImage]:
-    """Yield the images that have annotations and can be read, with their real (height, width).
+    images: list[GalleryImage], folder: str, name: str, instances: list[Instance], options: Options, findings: Findings
+) -> Iterator[tuple[GalleryImage, list[GalleryObject]]]:
+    """Yield the images that can be read and have annotations that can be used, with these.
 
-    folder  where the images are; title is that of the progress bar
+    folder     where the images are
+    name       of the set
+    instances  those to keep, if the command line limits them
     The annotations of an image are emptied after it has been yielded.
+    Raises SoirError if so many annotations contradict themselves that they must be meant otherwise.
     """
     annotated = []
     for image in images:
@@ -268,15 +251,21 @@ def read_gallery(
         else:
             findings.skip("image without annotations", image.path)
     files = [os.path.join(folder, image.name) for image in annotated]
-    with map_ordered(read_size, files, workers, title) as sizes:
+    wanted = {instance.number for instance in instances} if options.max_instances else None
+    contradictions = Contradictions(options.keep_contradictions)
+    with map_ordered(read_size, files, options.workers, f"{name} gallery") as sizes:
         for size, image in zip(sizes, annotated):
             if isinstance(size, str):
                 findings.skip("gallery image that is missing or cannot be read", image.path, size)
             elif image.size not in (size, (None, None)):
                 findings.skip("gallery image whose size is not what its annotations say", image.path)
             else:
-                yield image._replace(size=size)
+                image = image._replace(size=size)
+                objects = usable_objects(image, SETS[name].gallery_masks, wanted, contradictions, findings)
+                if objects:
+                    yield image, objects
                 image.annotations.clear()  # those of OWID take 100 MB, which are free for its entries then
+    contradictions.stop_if_misread(folder)
 
 
 def read_size(path: str) -> Size | str:
@@ -290,13 +279,13 @@ def read_size(path: str) -> Size | str:
 # -------------------------------------------------------------------------------------------------------------- script
 
 
-class Source(NamedTuple):
-    """One of the two sets, in the download."""
+class Layout(NamedTuple):
+    """Where one of the two sets lies in the download."""
 
     name: str
-    parse: Callable[..., Iterator[tuple[str, Entry]]]
     path: str  # in the root
     parts: tuple[str, ...]  # what must be there, in its path
+    parse: Callable[..., Iterator[tuple[str, Entry]]]
 
     @property
     def needed(self) -> list[str]:
@@ -324,57 +313,57 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def find_sources(args: argparse.Namespace) -> list[Source]:
+def find_layouts(args: argparse.Namespace) -> list[Layout]:
     """List the sets to read. Raises SoirError if a part of one is missing."""
-    robotools = args.robotools_path
-    as_unpacked = os.path.join(args.voxdet_root, "BOP", "RoboTools")  # by VoxDet's own README
-    if robotools == "RoboTools" and not os.path.isdir(os.path.join(args.voxdet_root, robotools)):
-        robotools = "BOP/RoboTools" if os.path.isdir(as_unpacked) else robotools
-    sources = []
+    root, robotools = args.voxdet_root, args.robotools_path
+    is_there, as_unpacked = (os.path.isdir(os.path.join(root, path)) for path in ("RoboTools", "BOP/RoboTools"))
+    if robotools == "RoboTools" and as_unpacked and not is_there:
+        robotools = "BOP/RoboTools"  # where VoxDet's own README unpacks it
+    layouts = []
     if not args.skip_owid:
-        parts = "P1", "P2/train_annotations.json", "P2/val_annotations.json"
-        sources.append(Source("OWID", parse_owid, args.owid_path, parts))
+        parts: tuple[str, ...] = ("P1", "P2/train_annotations.json", "P2/val_annotations.json")
+        layouts.append(Layout("OWID", args.owid_path, parts, parse_owid))
     if not args.skip_robotools:
-        sources.append(Source("RoboTools", parse_robotools, robotools, ("test_video", "test/scene_gt_coco_all.json")))
-    if not sources:
+        parts = ("test_video", "test/scene_gt_coco_all.json")
+        layouts.append(Layout("RoboTools", robotools, parts, parse_robotools))
+    if not layouts:
         raise SoirError("nothing to do: --skip-owid and --skip-robotools are both given; leave one out")
-    if not os.path.isdir(args.voxdet_root):
-        raise SoirError(f"--voxdet-root {args.voxdet_root} is no folder: name the folder of the download")
-    for source in sources:
-        path = source.path
+    if not os.path.isdir(root):
+        raise SoirError(f"--voxdet-root {root} is no folder: name the folder of the download")
+    for layout in layouts:
+        path = layout.path
         if args.relative_paths and (os.path.isabs(path) or ".." in re.split(r"[/\\]", path)):
-            raise SoirError(f"--relative-paths needs --{source.name.lower()}-path inside --voxdet-root, found {path}")
-        for part in source.needed:
-            expected = os.path.join(args.voxdet_root, part)
-            if not os.path.exists(expected):
-                hint = hint_at(args.voxdet_root, source, sources)
-                raise SoirError(f"{source.name} is not complete: expected {expected}, which is not there. {hint}")
-    return sources
+            raise SoirError(f"--relative-paths needs --{layout.name.lower()}-path inside --voxdet-root, found {path}")
+        missing = [part for part in layout.needed if not os.path.exists(os.path.join(root, part))]
+        if missing:
+            expected, hint = os.path.join(root, missing[0]), hint_at(root, layout, layouts)
+            raise SoirError(f"{layout.name} is not complete: expected {expected}, which is not there. {hint}")
+    return layouts
 
 
-def hint_at(root: str, source: Source, sources: list[Source]) -> str:
+def hint_at(root: str, layout: Layout, layouts: list[Layout]) -> str:
     """What to do about a set that is not complete."""
-    option = source.name.lower()
-    found = find_root(root, [part for each in sources for part in each.needed])
-    as_unpacked = [part.replace("RoboTools", "BOP/RoboTools") for each in sources for part in each.needed]
-    found = found or find_root(root, as_unpacked)
+    option = layout.name.lower()
+    needed = [part for each in layouts for part in each.needed]
+    found = find_root(root, needed) or find_root(root, [p.replace("RoboTools", "BOP/RoboTools") for p in needed])
     if found:
         return f"It is there one level from here: try --voxdet-root {found}"
-    alone = find_root(root, source.needed)
+    alone = find_root(root, layout.needed)
     if alone:
-        path = os.path.relpath(os.path.join(alone, source.path), root)
+        path = os.path.relpath(os.path.join(alone, layout.path), root)
         return f"It is there one level from here: try --{option}-path {path}"
     hint = f"Name its folders with --voxdet-root and --{option}-path"
-    others_are_there = all(os.path.exists(os.path.join(root, p)) for s in sources if s != source for p in s.needed)
-    return f"{hint}, or leave it out with --skip-{option}" if len(sources) > 1 and others_are_there else hint
+    others = [part for part in needed if part not in layout.needed]
+    can_do_without = others and all(os.path.exists(os.path.join(root, part)) for part in others)
+    return f"{hint}, or leave it out with --skip-{option}" if can_do_without else hint
 
 
-def read_source(source: Source, args: argparse.Namespace, findings: Findings) -> Annotations:
+def read_set(layout: Layout, args: argparse.Namespace, findings: Findings) -> Annotations:
     """The entries of a set. Raises SoirError if it has no queries, or no gallery images."""
-    folder = os.path.join(args.voxdet_root, source.path)
-    prefix = tidy_path(source.path) if args.relative_paths else tidy_path(folder)
+    folder = os.path.join(args.voxdet_root, layout.path)
+    prefix = tidy_path(layout.path) if args.relative_paths else tidy_path(folder)
     options = Options(args.max_categories, args.workers, args.keep_contradictions)
-    entries = dict(source.parse(folder, prefix, options, findings))
+    entries = dict(layout.parse(folder, prefix, options, findings))
     missing = {True, False} - {entry["is_query"] for entry in entries.values()}
     if missing and not args.max_categories:  # a few instances may well be without gallery images
         print_findings(findings)
@@ -392,8 +381,8 @@ def main() -> int:
         raise SoirError(f"the output {args.output_file} is named like a file of the download: name it anns.pt, say")
     findings = Findings()
     annotations: Annotations = {}
-    for source in find_sources(args):
-        annotations.update(read_source(source, args, findings))
+    for layout in find_layouts(args):
+        annotations.update(read_set(layout, args, findings))
     if not annotations:
         print_findings(findings)
         raise SoirError(f"nothing was found under {args.voxdet_root} that can be used, so nothing was written")

@@ -46,6 +46,9 @@ class Coco(NamedTuple):
     images: list[dict[str, Any]]  # their values, too, may be anything
     annotations: list[Annotation]
 
+    def instances(self) -> set[int]:
+        return {annotation.category_id for annotation in self.annotations if is_id(annotation.category_id)}
+
 
 class GalleryImage(NamedTuple):
     """A gallery image, with what its COCO file says of it."""
@@ -68,16 +71,16 @@ def read_coco(path: str) -> Coco:
     Raises SoirError if the file cannot be read, or is no COCO file.
     """
 
-    def shrink(record: dict[str, Any]) -> Any:
+    def shrink(record: dict[str, Any]) -> Any:  # called for every object of the JSON, inner ones first
         if "annotations" in record:  # the file as a whole
             return record
-        if "counts" in record and "category_id" not in record and "file_name" not in record:
+        if "file_name" in record:  # an image; perhaps an annotation, see KEYS
+            return {name: value for name, value in record.items() if name in KEYS}
+        if "counts" in record and "category_id" not in record:
             try:
                 return rle.compress_rle(record)
             except ValueError as error:
                 return ValueError(str(error))  # as it was raised, it would hold what the frames of its traceback hold
-        if "file_name" in record:
-            return {name: value for name, value in record.items() if name in KEYS}
         return as_annotation(record) if "image_id" in record else record
 
     coco = read_json(path, object_hook=shrink)
@@ -139,13 +142,9 @@ def join_images(files: dict[str, Coco], prefix: str, findings: Findings) -> list
 
 def is_safe(name: Any) -> bool:
     """Whether the file name of a COCO file stays inside its folder. It is somebody else's text: nothing is believed."""
-    return (
-        isinstance(name, str)
-        and 0 < len(name) < 1024
-        and not name.startswith("/")
-        and not re.search(r"[\\:\0]", name)  # a Windows path, a drive, the end of a C string
-        and ".." not in name.split("/")
-    )
+    if not isinstance(name, str) or not 0 < len(name) < 1024 or name.startswith("/") or ".." in name.split("/"):
+        return False
+    return not re.search(r"[\\:\0]", name)  # a Windows path, a drive, the end of a C string
 
 
 # -------------------------------------------------------------------------------------------------------- annotations
@@ -160,11 +159,20 @@ class GalleryObject(NamedTuple):
     num_ins: int
 
 
-class Doubts:
+# A reading explains the annotations that contradict themselves if more than this share of them makes sense in it; it is
+# named in the message if more than this share does.
+EXPLAINED = 0.9
+LIKELY = 0.5
+
+# If every bbox of a set can be corners, and more than this share of them does not fit as x y width height, they are.
+MISFITS = 0.1
+
+
+class Contradictions:
     """The annotations of a set that contradict themselves. If they are many, the whole set may be meant otherwise."""
 
-    def __init__(self, is_kept: bool) -> None:
-        self.is_kept = is_kept  # --keep-contradictions
+    def __init__(self, are_kept: bool) -> None:
+        self.are_kept = are_kept  # --keep-contradictions
         self.annotations = 0  # of the set, all
         self.are_corners = True  # whether each bbox so far could be [x1, y1, x2, y2]
         self.tiny: list[Annotation] = []  # those under one pixel wide or high
@@ -173,13 +181,31 @@ class Doubts:
         self.reaching: list[tuple[Annotation, Size]] = []
         self.loose: list[tuple[Annotation, Size]] = []
 
+    def stop_if_misread(self, place: str) -> None:
+        """Raise SoirError if so many annotations contradict themselves that their format must be another one.
+
+        place  the folder of the set
+        """
+        half = self.annotations / 2
+        if len(self.tiny) > half and all(geometry.is_in_shares(annotation.bbox) for annotation in self.tiny):
+            raise geometry.shares_error(f"{len(self.tiny):,} of the {self.annotations:,} boxes of {place}")
+        if self.are_kept:
+            return
+        suspects = self.reaching + self.loose
+        meaning, share = likely_meaning(suspects)
+        most_are_impossible = len(self.reaching) > half
+        most_are_explained = len(suspects) > half and share > EXPLAINED
+        all_are_corners = self.are_corners and "corners" in meaning and len(self.loose) > MISFITS * self.annotations
+        if most_are_impossible or most_are_explained or all_are_corners:
+            looks = f"it looks as if {meaning}" if share > LIKELY else "none of the usual mistakes explains it"
+            raise SoirError(
+                f"{len(suspects):,} of the {self.annotations:,} annotations of {place} contradict themselves, mask "
+                f"against box or box against image: {looks}. Mend the file, or keep them with --keep-contradictions"
+            )
+
 
 def usable_objects(
-    image: GalleryImage,
-    has_masks: bool,
-    wanted: set[int] | None,
-    doubts: Doubts,
-    findings: Findings,
+    image: GalleryImage, has_masks: bool, wanted: set[int] | None, contradictions: Contradictions, findings: Findings
 ) -> list[GalleryObject]:
     """The annotations of an image that can be used; `wanted` are the instances to keep, None for all."""
     objects: dict[tuple[int, Box], GalleryObject] = {}
@@ -193,7 +219,7 @@ def usable_objects(
             continue
         if wanted is not None and instance not in wanted:
             continue
-        box = usable_box(annotation, image, doubts, findings)
+        box = usable_box(annotation, image, contradictions, findings)
         if box is None:
             continue
         mask = None
@@ -202,27 +228,26 @@ def usable_objects(
                 mask, mask_box = rle.read_segmentation(annotation.segmentation, image.size)
             except ValueError as error:
                 if isinstance(annotation.segmentation, list):  # polygons in shares of the image show no pixel
-                    doubts.reaching.append((annotation, image.size))
+                    contradictions.reaching.append((annotation, image.size))
                 findings.skip(f"annotation without a usable mask ({error})", image.path)
                 continue
         if (instance, box) in objects:
             findings.skip("annotation that occurs twice", image.path)
             continue
-        if mask is not None:
-            doubt = geometry.contradiction(mask_box, box)
-            if doubt == "reaching":
-                doubts.reaching.append((annotation, image.size))
-                if not doubts.is_kept:
-                    findings.skip("annotation whose mask reaches out of its box", image.path)
-                    continue
-                findings.notice("annotation whose mask reaches out of its box, kept", image.path)
-            elif doubt == "loose":
-                doubts.loose.append((annotation, image.size))
-                findings.notice("annotation whose box is far larger than its mask", image.path)
+        contradiction = geometry.contradiction(mask_box, box) if mask else ""
+        if contradiction == "reaching":
+            contradictions.reaching.append((annotation, image.size))
+            if not contradictions.are_kept:
+                findings.skip("annotation whose mask reaches out of its box", image.path)
+                continue
+            findings.notice("annotation whose mask reaches out of its box, kept", image.path)
+        elif contradiction == "loose":
+            contradictions.loose.append((annotation, image.size))
+            findings.notice("annotation whose box is far larger than its mask", image.path)
         if annotation.ignore:
             findings.notice("annotation that says ignore, kept", image.path)
         num_ins = annotation.num_ins
-        if not is_id(num_ins) or not num_ins:
+        if not is_id(num_ins) or num_ins == 0:
             if num_ins is not None:
                 findings.notice("annotation whose num_ins is no positive integer, counted anew", image.path)
             num_ins = len(image.annotations)
@@ -230,52 +255,33 @@ def usable_objects(
     return list(objects.values())
 
 
-def usable_box(annotation: Annotation, image: GalleryImage, doubts: Doubts, findings: Findings) -> Box | None:
+def usable_box(
+    annotation: Annotation, image: GalleryImage, contradictions: Contradictions, findings: Findings
+) -> Box | None:
     """The box of an annotation, half-open and inside its image."""
     bbox = annotation.bbox
     box = geometry.xyxy_of(bbox)
-    doubts.annotations += 1
-    doubts.are_corners = doubts.are_corners and geometry.is_box(bbox) and is_inside(bbox, image.size)
+    contradictions.annotations += 1
+    contradictions.are_corners = contradictions.are_corners and geometry.is_box(bbox) and is_inside(bbox, image.size)
     if box is None:
         findings.skip("annotation without a box of positive size", image.path)
         return None
     inside = geometry.clip(box, image.size)
     if inside is None:
-        doubts.loose.append((annotation, image.size))
+        contradictions.loose.append((annotation, image.size))
         findings.skip("annotation whose box lies outside of its image", image.path)
         return None
     if geometry.is_below_pixel(inside):
-        doubts.tiny.append(annotation)
+        contradictions.tiny.append(annotation)
         findings.skip("annotation whose box is less than a pixel wide or high", image.path)
         return None
     if inside != box:
-        doubts.loose.append((annotation, image.size))
+        contradictions.loose.append((annotation, image.size))
         findings.notice("annotation whose box reaches out of its image, clipped", image.path)
     return inside
 
 
 # -------------------------------------------------------------------------------- annotations that mean something else
-
-
-def stop_if_misread(doubts: Doubts, place: str) -> None:
-    """Raise SoirError if so many annotations contradict themselves that their format must be another one.
-
-    place  the folder of the set
-    """
-    half = doubts.annotations / 2
-    if len(doubts.tiny) > half and all(geometry.is_in_shares(annotation.bbox) for annotation in doubts.tiny):
-        raise geometry.shares_error(f"{len(doubts.tiny):,} of the {doubts.annotations:,} boxes of {place}")
-    if doubts.is_kept:
-        return
-    suspects = doubts.reaching + doubts.loose
-    meaning, share = likely_meaning(suspects)
-    are_corners = doubts.are_corners and len(doubts.loose) > 0.1 * doubts.annotations
-    if len(doubts.reaching) > half or (len(suspects) > half and share > 0.9) or (are_corners and "corners" in meaning):
-        looks = f"it looks as if {meaning}" if share > 0.5 else "none of the usual mistakes explains it"
-        raise SoirError(
-            f"{len(suspects):,} of the {doubts.annotations:,} annotations of {place} contradict themselves, "
-            f"mask against box or box against image: {looks}. Mend the file, or keep them with --keep-contradictions"
-        )
 
 
 def likely_meaning(suspects: list[tuple[Annotation, Size]]) -> tuple[str, float]:
@@ -321,11 +327,8 @@ def agree(box: Any, mask: np.ndarray | None, size: Size) -> bool:
         return False
     if mask is None:
         return True
-    if not mask.any():
-        return False
-    ys, xs = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    mask_box = int(xs[0]), int(ys[0]), int(xs[-1]) + 1, int(ys[-1]) + 1
-    return not geometry.contradiction(mask_box, box)
+    (mask_box,) = rle.boxes_of_masks([coco_mask.encode(np.asfortranarray(mask))])
+    return mask_box is not None and not geometry.contradiction(mask_box, box)
 
 
 def is_inside(box: Any, size: Size) -> bool:

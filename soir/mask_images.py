@@ -1,7 +1,7 @@
 """Masks as images: which of their pixels show the object.
 
-A mask is an image of two levels: background, which is black, and object. What else people have is read where it says
-clearly what it means, and refused or noticed where it does not.
+A mask is an image of two levels: background, which is black, and object. Other kinds of masks are read if they are
+unambiguous; otherwise they are refused.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ FRINGE = 2
 class ImageMask(NamedTuple):
     """What a mask image shows."""
 
-    rle: Rle | None  # compressed; None if no pixel is set
-    box: MaskBox | None  # half-open (x1, y1, x2, y2)
+    rle: Rle  # compressed
+    box: MaskBox  # half-open (x1, y1, x2, y2)
     is_soft: bool  # it has more than two levels, and was cut at half of its largest value
 
 
-def read_mask_image(path: str) -> ImageMask:
-    """Read a mask image.
+def read_mask_image(path: str) -> ImageMask | None:
+    """Read a mask image; None if no pixel is set.
 
     A JPEG mask holds 0 and 255, with ringing around every contour: a pixel above 127 is the object. A mask in a
     lossless format may hold 0/1, 0/255 or 0/65535: a pixel above half of the largest value is the object. So it is in a
@@ -56,7 +56,7 @@ def read_mask_image(path: str) -> ImageMask:
     is_simple = image.mode in ("1", "L", "RGB")
     rectangle = image.getbbox() if is_simple else (0, 0, image.width, image.height)
     if rectangle is None:
-        return ImageMask(None, None, False)
+        return None
     is_jpeg = image.format in ("JPEG", "MPO")  # a JPEG with a second image in it, of which nobody looks at the second
     if is_jpeg:
         values, is_soft = _read_lossy(image.crop(rectangle), path, rectangle)
@@ -64,14 +64,14 @@ def read_mask_image(path: str) -> ImageMask:
         values, is_soft = _read_lossless(image.crop(rectangle))
     threshold = 127 if is_jpeg and not is_soft else values.max() / 2
     encoded = rle.encode_mask(values > threshold, (rectangle[1], rectangle[0]), (image.height, image.width))
-    return ImageMask(*encoded, is_soft) if encoded else ImageMask(None, None, False)
+    return ImageMask(*encoded, is_soft) if encoded else None
 
 
 def _read_lossy(part: Image.Image, path: str, rectangle: tuple[int, int, int, int]) -> tuple[np.ndarray, bool]:
     """The brightness of a part of a JPEG that was read by its luminance, and whether it is soft."""
     values = np.asarray(_brightness(_opaque(part)))
-    grey = values[::4] - np.uint8(RINGING + 1) < 255 - 2 * RINGING - 1  # what is darker wraps around; a quarter will do
-    if not grey.any():
+    quarter = values[::4]  # will do to tell
+    if not ((quarter > RINGING) & (quarter < 255 - RINGING)).any():
         return values, False
     # Luminance makes a red object dark grey, and a blue one almost black: the file is read again, in colour.
     part = _opaque(read_image(path).crop(rectangle))
@@ -79,9 +79,10 @@ def _read_lossy(part: Image.Image, path: str, rectangle: tuple[int, int, int, in
     if part.mode == "RGB":
         pixels = np.asarray(part, dtype=np.int16)
         dark, bright = values <= 64, values >= 192
-        colour = np.median(pixels[bright], axis=0) if bright.any() else np.zeros(3)
-        same = bright & (np.abs(pixels - colour).max(axis=2) <= OTHER_COLOUR)
-        if _count_far(dark, same) - _count_far(dark, bright) > max(MANY, int(np.count_nonzero(~dark)) // 20):
+        usual = np.median(pixels[bright], axis=0) if bright.any() else np.zeros(3)
+        same = bright & (np.abs(pixels - usual).max(axis=2) <= OTHER_COLOUR)
+        other_coloured = _count_far(dark, same) - _count_far(dark, bright)  # without those that are not bright at all
+        if other_coloured > max(MANY, int(np.count_nonzero(~dark)) // 20):
             raise ValueError("mask with several labels")
     return values, _is_soft(values, 255)
 
