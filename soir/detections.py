@@ -37,9 +37,6 @@ class Detection(NamedTuple):
     score: Any
 
 
-# ------------------------------------------------------------------------------------------------------------- reading
-
-
 def read_detections(path: str, annotations: Annotations, min_score: float, findings: Findings) -> Detections:
     """Read the detections in the images of an annotation file.
 
@@ -147,9 +144,6 @@ def _length_of(value: Any) -> int:
     if isinstance(value, np.ndarray):
         return value.shape[0] if value.ndim else 0
     return len(value) if isinstance(value, (list, tuple)) else 0
-
-
-# ------------------------------------------------------------------------------------------------------------- figures
 
 
 def detection_figures(gallery: Annotations, sizes: dict[str, Size], detections: Detections) -> dict[str, Any]:
