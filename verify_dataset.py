@@ -26,8 +26,6 @@ import sys
 from collections import Counter, defaultdict
 from typing import Any, Iterable, NamedTuple
 
-from PIL import Image
-
 from soir import published, rle, rules
 from soir.console import absolute_base, add_input_options, exit_status, instance_id, make_parser, png_name, positive
 from soir.detections import read_detections
@@ -41,7 +39,7 @@ from soir.images import image_size
 from soir.paths import find_root, full_path
 from soir.previews import Choice, draw_instances
 from soir.protocol import make_task
-from soir.rules import CHECKS
+from soir.rules import CHECKS, ERRORS
 from soir.statistics import by_set, label_of, print_statistics, statistics
 
 # How many problems are kept to be listed; they take about 600 MB. All are counted. A hostile file can have billions.
@@ -49,9 +47,9 @@ MAX_PROBLEMS = 1_000_000
 
 
 class Problem(NamedTuple):
-    """An error or a warning; the check, which is one of CHECKS, says which."""
+    """An error or a warning."""
 
-    check: str
+    check: str  # one of CHECKS
     path: str
     detail: str
 
@@ -72,7 +70,7 @@ class Report:
     def add(self, check: str, path: Any, detail: str = "") -> None:
         path = path if isinstance(path, str) else shorten(path)
         self.counts[check] += 1
-        if CHECKS[check][0] == "error":
+        if check in ERRORS:
             self.faulty.add(path)
         if len(self.kept) < MAX_PROBLEMS:
             self.kept.append(Problem(check, path, detail))
@@ -182,15 +180,10 @@ def path_exists(path: str) -> bool:
 
 def check_spellings(entries: Annotations, report: Report) -> None:
     """Check that no path is there in two spellings."""
-    odd = {
-        path: posixpath.normpath(path)
-        for path in entries
-        if path.startswith(("./", "../")) or re.search(r"//|/\.\.?/", path)
-    }
+    odd = {path: posixpath.normpath(path) for path in entries if re.search(r"^\.\.?/|//|/\.\.?/", path)}
     spellings = Counter(odd.values())
     for path, name in odd.items():
-        is_there_plainly = name in entries and name not in odd
-        if spellings[name] > 1 or is_there_plainly:
+        if spellings[name] > 1 or (name in entries and name not in odd):
             report.add("path-twice", path, name)
 
 
@@ -214,16 +207,16 @@ def check_retrieval(entries: Annotations, relevant: dict[str, int], report: Repo
 
 def print_report(report: Report, verbose: bool) -> None:
     """Print each check that found something, with a count and the first few paths; all of them if verbose."""
-    problems = defaultdict(list)
+    shown: defaultdict[str, list[Problem]] = defaultdict(list)
     for problem in report.kept:
-        problems[problem.check].append(problem)
-    for severity in ("error", "warning"):
-        for check in [check for check in CHECKS if CHECKS[check][0] == severity and report.counts[check]]:
-            print(f"\n{severity} {check}: {CHECKS[check][1]}: {report.counts[check]:,}")
-            shown = problems[check] if verbose else problems[check][:3]
-            for _, path, detail in shown:
+        if verbose or len(shown[problem.check]) < 3:
+            shown[problem.check].append(problem)
+    for check, (severity, text) in CHECKS.items():
+        if report.counts[check]:
+            print(f"\n{severity} {check}: {text}: {report.counts[check]:,}")
+            for _, path, detail in shown[check]:
                 print(f"  {printable(f'{path} ({detail})' if detail else path)}")
-            if report.counts[check] > len(shown):
+            if report.counts[check] > len(shown[check]):
                 print("  ...")
 
 
@@ -330,7 +323,7 @@ def main() -> int:
     errors, warnings = report.count("error"), report.count("warning")
     passed = not errors and not (args.strict and (warnings or of_detections))
 
-    pages: list[Image.Image] = []
+    pages = []
     if args.preview:
         drawable = {path: entry for path, entry in entries.items() if path not in report.faulty}
         counts = args.preview_count or 3, args.queries or 1, args.gallery or 2

@@ -11,68 +11,65 @@ from collections import Counter
 from typing import Any, Iterable, Iterator, Tuple
 
 from soir import geometry
-from soir.entry import SETS, SPLITS, Annotations, Entry, SetRules, boxes_of, is_id, masks_of
+from soir.entry import SETS, SPLITS, Annotations, Entry, SetRules, boxes_of, instances_of, is_id, masks_of
 from soir.findings import shorten
 from soir.geometry import EntryBox, Size
 from soir.rle import MaskReading
 
-# Name -> (severity, text). The names are stable, for whoever reads the JSON.
-CHECKS = {
-    "path-missing": ("error", "the image does not exist"),
-    "path-outside": ("error", "the path leads out of --base-path"),
-    "path-not-file": ("error", "the path is no file"),
-    "path-not-image": ("error", "the file is no image that can be read"),
-    "image-size": ("error", "the mask is of another size than the image"),
-    "entry-type": ("error", "the entry is no dict, or its key is no path"),
-    "field-missing": ("error", "a field is missing"),
-    "field-type": ("error", "a field is of the wrong type"),
-    "split-unknown": ("error", "the split is none of train, val, test"),
-    "id-type": ("error", "an instance id is no integer from 0 to 2^63 - 1"),
-    "length-mismatch": ("error", "there is not one box, one id and one mask per object"),
-    "box-malformed": ("error", "a box is not four numbers (x1, y1, x2, y2)"),
-    "box-not-finite": ("error", "a box is not finite"),
-    "box-inside-out": ("error", "a box has no positive width and height: is it x y width height, and not x1 y1 x2 y2?"),
-    "box-outside": ("error", "a box reaches out of its image"),
-    "mask-missing": ("error", "an object has no mask, in a set that has masks"),
-    "mask-unexpected": ("error", "there is a mask, in a set that has none"),
-    "mask-malformed": ("error", "a mask is no valid RLE"),
-    "mask-fill": ("error", "the runs of a mask do not fill height x width"),
-    "mask-empty": ("error", "a mask is empty"),
-    "mask-size": ("error", "the masks of an image differ in size"),
-    "query-box": ("error", "the box of a query is not the box of its mask"),
-    "gallery-box": ("error", "the mask of an object reaches out of its box"),
-    "form-set": ("warning", "no set is named: read as one set without a name"),
-    "form-role": ("warning", "is_query is missing: read as a gallery image"),
-    "form-label": ("warning", "the instance is called label, not ins"),
-    "form-box": ("warning", "bbox is missing: read as the whole image"),
-    "form-single": (
-        "warning",
-        "a gallery image has one id, box or mask where lists are due, or a query a list of one id",
-    ),
-    "form-is-val": ("warning", "is_val in place of a split, as the authors' first script wrote it"),
-    "form-dense": ("warning", "a mask is an array of pixels, not RLE"),
-    "form-num-ins": ("warning", "num_ins is an empty list beside boxes, as the authors' script wrote it"),
-    "mask-list": ("warning", "a mask is a list of run lengths, which pycocotools cannot decode"),
-    "mask-row-major": ("warning", "a mask is row-major, as the authors' script wrote it: pycocotools cannot decode it"),
-    "mask-inverted": ("warning", "a list of run lengths lacks its leading 0: read as it stands, the mask is inverted"),
-    "mask-polygons": ("warning", "a mask is polygons, as a COCO file has them, not RLE"),
-    "query-box-inclusive": (
-        "warning",
-        "the box of a query whose mask is a list of runs ends in its last pixel, not behind it",
-    ),
-    "query-mask-empty": (
-        "warning",
-        "the mask of a query is empty and its box the whole image, as the authors' script wrote it",
-    ),
-    "mask-mixed": ("warning", "some queries, or some gallery images, of a set have masks and others have none"),
-    "set-case": ("warning", "the name of a set differs from that of a known one in upper and lower case only"),
-    "gallery-box-loose": ("warning", "the box of an object is far larger than its mask: does it include hidden parts?"),
-    "object-repeated": ("warning", "an image has the same instance with the same box twice"),
-    "box-below-pixel": ("warning", "a box is less than a pixel wide or high: shares of the image, not pixels?"),
-    "query-unanswered": ("warning", "no gallery image is relevant to the query"),
-    "instance-unqueried": ("warning", "an instance of the gallery has no query"),
-    "path-twice": ("warning", "the same path stands there in another spelling too: ./a//b.jpg beside a/b.jpg"),
-    "set-one-sided": ("warning", "the set has queries only, or gallery images only"),
+# Name -> text. The names are stable, for whoever reads the JSON.
+ERRORS = {
+    "path-missing": "the image does not exist",
+    "path-outside": "the path leads out of --base-path",
+    "path-not-file": "the path is no file",
+    "path-not-image": "the file is no image that can be read",
+    "image-size": "the mask is of another size than the image",
+    "entry-type": "the entry is no dict, or its key is no path",
+    "field-missing": "a field is missing",
+    "field-type": "a field is of the wrong type",
+    "split-unknown": "the split is none of train, val, test",
+    "id-type": "an instance id is no integer from 0 to 2^63 - 1",
+    "length-mismatch": "there is not one box, one id and one mask per object",
+    "box-malformed": "a box is not four numbers (x1, y1, x2, y2)",
+    "box-not-finite": "a box is not finite",
+    "box-inside-out": "a box has no positive width and height: is it x y width height, and not x1 y1 x2 y2?",
+    "box-outside": "a box reaches out of its image",
+    "mask-missing": "an object has no mask, in a set that has masks",
+    "mask-unexpected": "there is a mask, in a set that has none",
+    "mask-malformed": "a mask is no valid RLE",
+    "mask-fill": "the runs of a mask do not fill height x width",
+    "mask-empty": "a mask is empty",
+    "mask-size": "the masks of an image differ in size",
+    "query-box": "the box of a query is not the box of its mask",
+    "gallery-box": "the mask of an object reaches out of its box",
+}
+WARNINGS = {
+    "form-set": "no set is named: read as one set without a name",
+    "form-role": "is_query is missing: read as a gallery image",
+    "form-label": "the instance is called label, not ins",
+    "form-box": "bbox is missing: read as the whole image",
+    "form-single": "a gallery image has one id, box or mask where lists are due, or a query a list of one id",
+    "form-is-val": "is_val in place of a split, as the authors' first script wrote it",
+    "form-dense": "a mask is an array of pixels, not RLE",
+    "form-num-ins": "num_ins is an empty list beside boxes, as the authors' script wrote it",
+    "mask-list": "a mask is a list of run lengths, which pycocotools cannot decode",
+    "mask-row-major": "a mask is row-major, as the authors' script wrote it: pycocotools cannot decode it",
+    "mask-inverted": "a list of run lengths lacks its leading 0: read as it stands, the mask is inverted",
+    "mask-polygons": "a mask is polygons, as a COCO file has them, not RLE",
+    "query-box-inclusive": "the box of a query whose mask is a list of runs ends in its last pixel, not behind it",
+    "query-mask-empty": "the mask of a query is empty and its box the whole image, as the authors' script wrote it",
+    "mask-mixed": "some queries, or some gallery images, of a set have masks and others have none",
+    "set-case": "the name of a set differs from that of a known one in upper and lower case only",
+    "gallery-box-loose": "the box of an object is far larger than its mask: does it include hidden parts?",
+    "object-repeated": "an image has the same instance with the same box twice",
+    "box-below-pixel": "a box is less than a pixel wide or high: shares of the image, not pixels?",
+    "query-unanswered": "no gallery image is relevant to the query",
+    "instance-unqueried": "an instance of the gallery has no query",
+    "path-twice": "the same path stands there in another spelling too: ./a//b.jpg beside a/b.jpg",
+    "set-one-sided": "the set has queries only, or gallery images only",
+}
+CHECKS = {  # name -> (severity, text)
+    **{name: ("error", text) for name, text in ERRORS.items()},
+    **{name: ("warning", text) for name, text in WARNINGS.items()},
 }
 
 Broken = Iterator[Tuple[str, str]]  # (check, detail)
@@ -108,8 +105,7 @@ def entry_faults(path: Any, entry: Any) -> Broken:
 
 
 def _query_errors(entry: Entry, rules: SetRules | None) -> Broken:
-    ins, has_mask = entry["ins"], entry.get("mask") is not None
-    ids = ins if isinstance(ins, (list, tuple)) else (ins,)
+    ids, has_mask = instances_of(entry), entry.get("mask") is not None
     if not ids:
         yield "id-type", "found none"
     yield from _object_errors(ids, [entry["bbox"]], rules)
