@@ -55,20 +55,19 @@ def draw_tile(
     """A tile with a photograph in it. Boxes and outlines are drawn on the tile, so that they stay sharp.
 
     boxes      (x1, y1, x2, y2) in pixels of the photograph, drawn in the colour
-    masks      bool [height, width] of the photograph, drawn as outlines; those of another size are left out
+    masks      bool [height, width] of the photograph, drawn as outlines
     predicted  boxes of a run, drawn dashed
     """
     scale = min(TILE_WIDTH / photograph.width, TILE_HEIGHT / photograph.height)
     size = max(1, round(photograph.width * scale)), max(1, round(photograph.height * scale))
     small = photograph.resize(size, Image.Resampling.BICUBIC, reducing_gap=2.0)
     for mask in masks:
-        if mask.shape == (photograph.height, photograph.width):
-            _draw_outline(small, mask)
+        _draw_outline(small, mask)
     draw = ImageDraw.Draw(small)
     for box in boxes:
         _draw_box(draw, _scaled(box, scale, size), colour)
     for box in predicted:
-        _draw_dashes(draw, _scaled(box, scale, size), PREDICTED_COLOUR)
+        _draw_dashes(draw, _scaled(box, scale, size))
     tile = Image.new("RGB", (TILE_WIDTH, TILE_HEIGHT))
     tile.paste(small, ((TILE_WIDTH - size[0]) // 2, (TILE_HEIGHT - size[1]) // 2))
     return tile
@@ -87,8 +86,8 @@ def _draw_box(draw: ImageDraw.ImageDraw, box: tuple[int, int, int, int], colour:
     draw.rectangle((x1 - 2, y1 - 2, x2 + 1, y2 + 1), outline=colour, width=2)
 
 
-def _draw_dashes(draw: ImageDraw.ImageDraw, box: tuple[int, int, int, int], colour: Colour) -> None:
-    """The same in dashes; between them, a box at the same place shows."""
+def _draw_dashes(draw: ImageDraw.ImageDraw, box: tuple[int, int, int, int]) -> None:
+    """The same in dashes, of PREDICTED_COLOUR; between them, a box at the same place shows."""
     x1, y1, x2, y2 = box
     dashes = []
     for start in range(x1 - 2, x2 + 2, 12):
@@ -100,7 +99,7 @@ def _draw_dashes(draw: ImageDraw.ImageDraw, box: tuple[int, int, int, int], colo
     for left, top, right, bottom in dashes:
         draw.rectangle((left - 1, top - 1, right + 1, bottom + 1), fill=DARK)
     for dash in dashes:
-        draw.rectangle(dash, fill=colour)
+        draw.rectangle(dash, fill=PREDICTED_COLOUR)
 
 
 def _draw_outline(small: Image.Image, mask: np.ndarray) -> None:
@@ -123,12 +122,11 @@ def draw_zoom(
 ) -> Image.Image:
     """As `draw_tile`, of the surroundings of a box only."""
     left, top, right, bottom = _surroundings(box, photograph.size)
-    whole = (photograph.height, photograph.width)
     return draw_tile(
         photograph.crop((left, top, right, bottom)),
         [(x1 - left, y1 - top, x2 - left, y2 - top) for x1, y1, x2, y2 in boxes],
         colour,
-        [mask[top:bottom, left:right] for mask in masks if mask.shape == whole],
+        [mask[top:bottom, left:right] for mask in masks],
     )
 
 
@@ -151,12 +149,8 @@ def short_names(paths: Iterable[str]) -> dict[str, str]:
     names = {}
     for path in paths:
         parts = path.split("/")
-        names[path] = path
-        for count in range(1, len(parts)):
-            end = "/".join(parts[-count:])
-            if sum(other == end or other.endswith("/" + end) for other in paths) == 1:
-                names[path] = end
-                break
+        ends = ("/".join(parts[-count:]) for count in range(1, len(parts)))
+        names[path] = next((end for end in ends if sum(f"/{other}".endswith(f"/{end}") for other in paths) == 1), path)
     return names
 
 

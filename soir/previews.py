@@ -6,23 +6,13 @@ import math
 import random
 from collections import defaultdict
 from contextlib import suppress
-from typing import Any, Iterable, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
-from soir import geometry, rle
-from soir.drawing import (
-    GALLERY_COLOUR,
-    QUERY_COLOUR,
-    WRONG_COLOUR,
-    Tile,
-    draw_tile,
-    draw_zoom,
-    lay_out,
-    open_photograph,
-    short_names,
-)
+from soir import drawing, geometry, rle
+from soir.drawing import Tile, open_photograph, short_names
 from soir.entry import Annotations, Entry, boxes_of_instance, instances_of, is_meant, masks_of, set_of
 from soir.files import SoirError
 from soir.geometry import Box, Size
@@ -71,15 +61,13 @@ def draw_instances(
                 paths.sort(key=lambda path: shares[path, instance])
             paths = paths[: choice.gallery]
             names = short_names([*shown_queries, *paths])
-            tiles = [
-                tile for path in shown_queries for tile in query_tiles(path, names[path], queries[path], base_path)
-            ]
-            for path in paths:
-                tiles += gallery_tiles(path, names[path], gallery[path], instance, base_path)
+            tiles: list[Tile] = []
+            for path in [*shown_queries, *paths]:
+                tiles += entry_tiles(path, names[path], entries[path], instance, base_path)
             rows.append((f"{label_of(name)}, instance {instance}", tiles))
     if rows and not any(tile.image for _, tiles in rows for tile in tiles):
         raise SoirError("no image of the preview can be read: name the folder that their paths start at, --base-path")
-    return lay_out(rows)
+    return drawing.lay_out(rows)
 
 
 def group_by_instance(entries: Annotations) -> dict[int, list[str]]:
@@ -93,11 +81,9 @@ def group_by_instance(entries: Annotations) -> dict[int, list[str]]:
 
 def share_of_instance(entry: Entry, instance: int, size: Size | None) -> float:
     """The smallest share, in % of the image, that a box of an instance covers; infinite if nobody knows."""
-    return (
-        min((geometry.share(box, size) for box in boxes_of_instance(entry, instance)), default=math.inf)
-        if size
-        else math.inf
-    )
+    if size is None:
+        return math.inf
+    return min(geometry.share(box, size) for box in boxes_of_instance(entry, instance))
 
 
 def choose_instances(
@@ -114,40 +100,24 @@ def choose_instances(
     return sorted(random.Random(0).sample(instances, min(choice.most, len(instances))))
 
 
-def query_tiles(path: str, name: str, entry: Entry, base_path: str | None) -> list[Tile]:
-    """A query with its box and the outline of its mask, and a zoom on them."""
+def entry_tiles(path: str, name: str, entry: Entry, instance: int, base_path: str | None) -> list[Tile]:
+    """An image with the boxes and the outlines of the masks of an instance, and a zoom on the first of them."""
+    kind, colour = ("query", drawing.QUERY_COLOUR) if entry["is_query"] else ("gallery", drawing.GALLERY_COLOUR)
     photograph = open_photograph(path, base_path)
     if photograph is None:
-        return [Tile(f"query {name}: cannot be read", None)]
-    masks = sound_masks(masks_of(entry))
-    box = geometry.in_pixels(entry["bbox"], (photograph.height, photograph.width))
-    return [
-        Tile(f"query {name}", draw_tile(photograph, [box], QUERY_COLOUR, masks)),
-        Tile("zoom", draw_zoom(photograph, box, [box], QUERY_COLOUR, masks)),
-    ]
-
-
-def sound_masks(masks: Iterable[Any]) -> list[np.ndarray]:
-    """The pixels of masks; one with a fault, which verify_dataset.py tells, is left out."""
-    sound = []
-    for mask in masks:
-        with suppress(ValueError):
-            sound.append(rle.decode_mask(mask))
-    return sound
-
-
-def gallery_tiles(path: str, name: str, entry: Entry, instance: int, base_path: str | None) -> list[Tile]:
-    """A gallery image with the boxes and masks of an instance, and a zoom on the first of them."""
-    photograph = open_photograph(path, base_path)
-    if photograph is None:
-        return [Tile(f"gallery {name}: cannot be read", None)]
+        return [Tile(f"{kind} {name}: cannot be read", None)]
     size = photograph.height, photograph.width
     boxes = [geometry.in_pixels(box, size) for box in boxes_of_instance(entry, instance)]
-    masks = sound_masks(mask for mask, number in zip(masks_of(entry), entry["ins"]) if number == instance)
-    share = geometry.share(boxes[0], size)
+    masks = []
+    for mask, shown in zip(masks_of(entry), instances_of(entry)):
+        if entry["is_query"] or shown == instance:
+            with suppress(ValueError):  # verify_dataset.py tells the fault
+                masks.append(rle.decode_mask(mask))
+    masks = [mask for mask in masks if mask.shape == size]
+    zoom = "zoom" if entry["is_query"] else f"zoom, {geometry.share(boxes[0], size):.1f} % of the image"
     return [
-        Tile(f"gallery {name}", draw_tile(photograph, boxes, GALLERY_COLOUR, masks)),
-        Tile(f"zoom, {share:.1f} % of the image", draw_zoom(photograph, boxes[0], boxes, GALLERY_COLOUR, masks)),
+        Tile(f"{kind} {name}", drawing.draw_tile(photograph, boxes, colour, masks)),
+        Tile(zoom, drawing.draw_zoom(photograph, boxes[0], boxes, colour, masks)),
     ]
 
 
@@ -170,7 +140,8 @@ def draw_rankings(
         names = short_names([path, *(task.gallery[image.position] for image in shown if image.position >= 0)])
         title = f"{label_of(set_of(entry))}, instance {name_of_instances(entry)}, "
         title += f"AP {score:.3f}, relevant images {len(task.relevant[number])}: {path}"
-        tiles = [query_tiles(path, names[path], entry, base_path)[0]._replace(frame=QUERY_COLOUR)]
+        query = entry_tiles(path, names[path], entry, instances_of(entry)[0], base_path)[0]
+        tiles = [query._replace(frame=drawing.QUERY_COLOUR)]
         for image in shown:
             name = names[task.gallery[image.position]] if image.position >= 0 else "unknown path"
             tiles.append(image_tile(image, name, ranking, number, task, base_path))
@@ -178,7 +149,7 @@ def draw_rankings(
     if not any(tile.image for _, tiles in rows for tile in tiles):
         path = task.queries[next(iter(queries))]
         raise SoirError(f"no image of the preview can be read, {path} for one: where are they? --base-path")
-    return lay_out(rows)
+    return drawing.lay_out(rows)
 
 
 class ShownImage(NamedTuple):
@@ -206,18 +177,15 @@ def image_tile(
     image: ShownImage, name: str, ranking: Ranking | None, number: int, task: Task, base_path: str | None
 ) -> Tile:
     """A ranked image, or one that was missed, with the true boxes and the one of the run."""
-    colour = GALLERY_COLOUR if image.is_right else WRONG_COLOUR
-    label = (
-        "missed, not retrieved"
-        if image.place is None
-        else f"{image.place + 1}: {'right' if image.is_right else 'wrong'}"
-    )
+    colour = drawing.GALLERY_COLOUR if image.is_right else drawing.WRONG_COLOUR
+    label = "missed, not retrieved"
     predicted: list[Box] = []
     boxes: list[Box] = []
     if image.is_right:
         shown = shown_of(task.annotations[task.queries[number]], task.shows)
         boxes = boxes_in_pixels(task, image.position, shown[image.position])
     if ranking is not None and image.place is not None:
+        label = f"{image.place + 1}: {'right' if image.is_right else 'wrong'}"
         if image.place >= 5:
             label = f"next relevant: rank {image.place + 1}"
         if ranking.scores is not None and math.isfinite(ranking.scores[image.place]):
@@ -230,4 +198,4 @@ def image_tile(
     photograph = open_photograph(path, base_path) if path else None
     if photograph is None:
         return Tile(f"{label}, {name}" + ", cannot be read" * bool(path), None, colour)
-    return Tile(f"{label}, {name}", draw_tile(photograph, boxes, colour, predicted=predicted), colour)
+    return Tile(f"{label}, {name}", drawing.draw_tile(photograph, boxes, colour, predicted=predicted), colour)
