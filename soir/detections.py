@@ -11,7 +11,7 @@ Three kinds of files are read. A name that ends in .json is one of the last two:
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import Any, Dict, Iterator, NamedTuple
+from typing import Any, Dict, Iterator, Tuple
 
 import numpy as np
 
@@ -27,14 +27,7 @@ from soir.torch_files import check_repeats, load_values
 COVER_IOU = 0.5
 
 Detections = Dict[str, np.ndarray]  # image path -> float64 [N, 4], the boxes (x1, y1, x2, y2)
-
-
-class Detection(NamedTuple):
-    """A detection of a file, which may be anything."""
-
-    path: Any
-    box: Any  # (x1, y1, x2, y2)
-    score: Any
+Records = Iterator[Tuple[Any, Any, Any]]  # (image path, box, score) of a file: each may be anything
 
 
 def read_detections(path: str, annotations: Annotations, min_score: float, findings: Findings) -> Detections:
@@ -49,20 +42,20 @@ def read_detections(path: str, annotations: Annotations, min_score: float, findi
     boxes: defaultdict[str, list[Any]] = defaultdict(list)
     other_paths: dict[str, None] = {}
     records = read_results(path) if path.lower().endswith(".json") else read_captions(path, findings)
-    for detection in records:
-        name = known.get(tidy_path(detection.path)) if isinstance(detection.path, str) else None
+    for spelled, box, score in records:
+        name = known.get(tidy_path(spelled)) if isinstance(spelled, str) else None
         if name is None:
-            other_paths[shorten(detection.path)] = None
+            other_paths[shorten(spelled)] = None
             continue
         found = boxes[name]
-        if detection.box is None:  # the image was looked at
+        if box is None:  # the image was looked at
             continue
-        if type(detection.score) not in (int, float) or not -1e9 < detection.score < 1e9:
+        if type(score) not in (int, float) or not -1e9 < score < 1e9:
             findings.skip("detection whose score is no number", name)
-        elif not geometry.is_box(detection.box):
+        elif not geometry.is_box(box):
             findings.skip("detection whose box is no box of positive size", name)
-        elif detection.score >= min_score:
-            found.append(detection.box)
+        elif score >= min_score:
+            found.append(box)
     if not boxes:
         there = f"paths like {next(iter(other_paths))}" if other_paths else next(iter(findings.skipped), "nothing")
         expected = shorten(next(iter(annotations)))
@@ -78,7 +71,7 @@ def read_detections(path: str, annotations: Annotations, min_score: float, findi
     return {name: np.array(found, dtype=np.float64).reshape(-1, 4) for name, found in boxes.items()}
 
 
-def read_captions(path: str, findings: Findings) -> Iterator[Detection]:
+def read_captions(path: str, findings: Findings) -> Records:
     """Yield the detections of a file like captions.pt; an image without any as one without a box."""
     content = load_values(path, arrays=True)
     if not isinstance(content, dict):
@@ -96,12 +89,12 @@ def read_captions(path: str, findings: Findings) -> Iterator[Detection]:
         if len(lengths) > 1:
             findings.skip("image whose bboxes, scores and masks_rle differ in length", shorten(name))
             continue
-        yield Detection(name, None, None)
+        yield name, None, None
         for box, score in zip(boxes, scores):
-            yield Detection(name, tuple(_as_list(box)), _as_number(score))
+            yield name, tuple(_as_list(box)), _as_number(score)
 
 
-def read_results(path: str) -> Iterator[Detection]:
+def read_results(path: str) -> Records:
     """Yield the detections of a file of COCO results, or of a COCO file whose annotations have scores."""
     content = read_json(path)
     names: dict[int, Any] = {}
@@ -111,7 +104,7 @@ def read_results(path: str) -> Iterator[Detection]:
         for image in images if isinstance(images, list) else []:
             if isinstance(image, dict) and is_id(image.get("id")):
                 names[image["id"]] = image.get("file_name")
-                yield Detection(image.get("file_name"), None, None)
+                yield image.get("file_name"), None, None
     if not isinstance(records, list):
         raise SoirError(f'{path} holds no detections: expected COCO results, a list of {{"image_id", "bbox", "score"}}')
     for record in records:
@@ -120,7 +113,7 @@ def read_results(path: str) -> Iterator[Detection]:
         name = record.get("image_id")
         if is_id(name) and name in names:
             name = names[name]
-        yield Detection(name, geometry.xyxy_of(record.get("bbox")) or (), record.get("score"))
+        yield name, geometry.xyxy_of(record.get("bbox")) or (), record.get("score")
 
 
 def _as_list(value: Any) -> list[Any]:

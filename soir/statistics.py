@@ -54,9 +54,8 @@ def statistics(
     sizes       (height, width) of the images, as far as they are known from masks or image headers
     detections  image path -> the boxes that a detector found; None if no file of them was given
     """
-    figures = {}
-    for name, (queries, gallery) in by_set(entries).items():
-        figures[name] = {
+    return {
+        name: {
             "queries": len(queries),
             "gallery_images": len(gallery),
             **object_figures(gallery, sizes),
@@ -64,7 +63,8 @@ def statistics(
             **instance_figures(queries, gallery, [relevant[path] for path in queries]),
             "splits": split_figures(queries, gallery),
         }
-    return figures
+        for name, (queries, gallery) in by_set(entries).items()
+    }
 
 
 def object_figures(gallery: Annotations, sizes: dict[str, Size]) -> dict[str, Any]:
@@ -145,25 +145,17 @@ def label_of(set_name: str) -> str:
 
 def print_summary(annotations: Annotations) -> None:
     """Print a table with one row per set."""
-    queries: Counter[str] = Counter()
-    images: Counter[str] = Counter()
-    boxes: Counter[str] = Counter()
-    instances: defaultdict[str, set[int]] = defaultdict(set)
-    for entry in annotations.values():
-        name = entry["set"]
-        instances[name].update(instances_of(entry))
-        if entry["is_query"]:
-            queries[name] += 1
-        else:
-            images[name] += 1
-            boxes[name] += len(entry["bbox"])
+    sets = by_set(annotations)
+    names = list(dict.fromkeys(entry["set"] for entry in annotations.values()))
     rows = [["set", "queries", "gallery images", "boxes", "instances"]]
-    for name in list(instances)[:MAX_SETS]:
-        figures = queries[name], images[name], boxes[name], len(instances[name])
-        rows.append([label_of(name), *(f"{figure:,}" for figure in figures)])
+    for name in names[:MAX_SETS]:
+        queries, gallery = sets[name]
+        boxes = sum(len(entry["bbox"]) for entry in gallery.values())
+        instances = {i for entry in [*queries.values(), *gallery.values()] for i in instances_of(entry)}
+        rows.append([label_of(name), *(f"{n:,}" for n in (len(queries), len(gallery), boxes, len(instances)))])
     print_table(rows)
-    if len(instances) > MAX_SETS:
-        print(f"and {len(instances) - MAX_SETS:,} more sets")
+    if len(names) > MAX_SETS:
+        print(f"and {len(names) - MAX_SETS:,} more sets")
 
 
 def print_statistics(figures: dict[str, dict[str, Any]]) -> None:
