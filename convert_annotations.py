@@ -24,7 +24,7 @@ import os
 import sys
 from collections import defaultdict
 from itertools import compress
-from typing import Any, Iterator, NamedTuple
+from typing import Any, Iterator
 
 import pycocotools.mask as coco_mask
 
@@ -170,26 +170,23 @@ def thin_queries(annotations: Annotations, number: int) -> Annotations:
     return {path: entry for path, entry in annotations.items() if not entry["is_query"] or path in kept}
 
 
-class Prefix(NamedTuple):
-    """The folder at the start of image paths, and what to put in its place; either may be empty."""
+def move(path: str, old: str, new: str) -> str | None:
+    """A path with its prefix, a folder, replaced; None if it lacks the prefix. /data/Vox is no prefix of /data/VoxDet.
 
-    old: str
-    new: str
-
-    def moved(self, path: str) -> str | None:
-        """A path with its prefix replaced; None if it lacks the prefix. /data/Vox is no prefix of /data/VoxDet."""
-        stem = self.old.rstrip("/") + "/" if self.old else ""
-        if not path.startswith(stem) or (not stem and os.path.isabs(path)):
-            return None
-        return tidy_path(self.new, path[len(stem) :].lstrip("/"))
+    old, new  the prefix and what to put in its place; either may be empty
+    """
+    stem = old.rstrip("/") + "/" if old else ""
+    if not path.startswith(stem) or (not stem and os.path.isabs(path)):
+        return None
+    return tidy_path(new, path[len(stem) :].lstrip("/"))
 
 
-def replace_prefix(annotations: Annotations, prefix: Prefix, findings: Findings) -> Annotations:
+def replace_prefix(annotations: Annotations, findings: Findings, old: str, new: str) -> Annotations:
     """The entries under their new paths. Raises SoirError if no path starts with the prefix."""
     rebased: Annotations = {}
     others = []
     for path, entry in annotations.items():
-        moved = prefix.moved(path)
+        moved = move(path, old, new)
         if moved is None:
             others.append(path)
             moved = path
@@ -198,7 +195,7 @@ def replace_prefix(annotations: Annotations, prefix: Prefix, findings: Findings)
         else:
             rebased[moved] = entry
     if len(others) == len(annotations):
-        raise SoirError(f"no path starts with the folder {prefix.old}: one is {shorten(others[0])}")
+        raise SoirError(f"no path starts with the folder {old}: one is {shorten(others[0])}")
     for path in others:
         findings.notice("path without the prefix, kept as it is", path)
     return rebased
@@ -256,13 +253,12 @@ def coco_records(
         for instance, box, mask in shown_objects(entry):
             number += 1
             x1, y1, x2, y2 = geometry.in_pixels(box, size)
-            area = int(coco_mask.area(mask)) if mask else geometry.area((x1, y1, x2, y2))
             record = {
                 "id": number,
                 "image_id": image_number,
                 "category_id": categories[category_of(entry["set"], instance)],
                 "bbox": [x1, y1, x2 - x1, y2 - y1],
-                "area": area,
+                "area": int(coco_mask.area(mask)) if mask else geometry.area((x1, y1, x2, y2)),
                 "segmentation": mask or [],
                 "iscrowd": 0,
             }
@@ -325,11 +321,10 @@ def main() -> int:
     check_outputs([args.output_file, args.coco], [args.ann_file])
     base_path = absolute_base(args.base_path)
     find_size = size_finder(base_path)
-    prefix = Prefix(*args.replace_prefix) if args.replace_prefix else None
     findings = Findings()
 
     def find_here_or_there(path: str) -> Size | None:  # under its old path, or under that of --replace-prefix
-        moved = prefix.moved(path) if prefix else None
+        moved = move(path, *args.replace_prefix) if args.replace_prefix else None
         return find_size(path) or (find_size(moved) if moved else None)
 
     upgraded, empty_queries = Findings(), set()
@@ -348,8 +343,8 @@ def main() -> int:
     chosen = choose(sound, args, findings)
     annotations = keep_sound_masks(chosen, findings)
     refuse_loss(args.ann_file, chosen, annotations, findings)
-    if prefix:
-        annotations = replace_prefix(annotations, prefix, findings)
+    if args.replace_prefix:
+        annotations = replace_prefix(annotations, findings, *args.replace_prefix)
 
     written = []
     if args.output_file:

@@ -18,7 +18,7 @@ import os
 import re
 import sys
 import time
-from typing import Any, Callable, Iterator, NamedTuple
+from typing import Callable, Iterator, NamedTuple
 
 from soir.coco import Contradictions, GalleryImage, GalleryObject, join_images, read_coco, usable_objects
 from soir.console import add_creation_options, exit_status, make_parser, positive
@@ -97,7 +97,7 @@ def parse_owid(folder: str, prefix: str, options: Options, findings: Findings) -
             split = "val" if query.instance.number in val_instances else "train"
             yield query.path, query_entry(box, mask, query.instance.number, "OWID", split)
     for image, objects in read_gallery(images, p2, "OWID", instances, options, findings):
-        boxes, masks, ids, num_ins = columns(objects)
+        ids, boxes, masks, num_ins = map(list, zip(*objects))  # the fields of GalleryObject
         yield image.path, gallery_entry(boxes, masks, ids, "OWID", image.split, num_ins)
 
 
@@ -112,13 +112,8 @@ def parse_robotools(folder: str, prefix: str, options: Options, findings: Findin
         for query, mask, box in usable_queries(queries, readings, folder, options, findings):
             yield query.path, query_entry(box, mask, query.instance.number, "RoboTools", "test")
     for image, objects in read_gallery(images, test, "RoboTools", instances, options, findings):
-        boxes, _, ids, _ = columns(objects)
+        ids, boxes, _, _ = map(list, zip(*objects))
         yield image.path, gallery_entry(boxes, [], ids, "RoboTools", "test")
-
-
-def columns(objects: list[GalleryObject]) -> tuple[list[Any], ...]:
-    """The boxes, masks, instances and num_ins of objects."""
-    return tuple(map(list, zip(*((o.box, o.mask, o.instance, o.num_ins) for o in objects))))
 
 
 # ------------------------------------------------------------------------------------------------------------- queries

@@ -41,8 +41,12 @@ def exit_status() -> Iterator[None]:
     except BrokenPipeError:  # the reader of our output, `head` perhaps, has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         sys.exit(141)
-    except (KeyboardInterrupt, MemoryError, SoirError, OSError) as error:  # OSError: an input that vanished, say
-        _end_in_one_line(error)
+    except KeyboardInterrupt:
+        _end_in_one_line("interrupted", 130)
+    except MemoryError:
+        _end_in_one_line("error: out of memory", 2)
+    except (SoirError, OSError) as error:  # OSError: an input that vanished, say
+        _end_in_one_line(f"error: {printable(str(error))}", 2)
 
 
 @contextmanager
@@ -62,13 +66,7 @@ def _interrupt_on_sigterm() -> Iterator[None]:
         signal.signal(signal.SIGTERM, handler)
 
 
-def _end_in_one_line(error: BaseException) -> NoReturn:
-    if isinstance(error, KeyboardInterrupt):
-        message, status = "interrupted", 130
-    elif isinstance(error, MemoryError):
-        message, status = "error: out of memory", 2
-    else:
-        message, status = f"error: {printable(str(error))}", 2
+def _end_in_one_line(message: str, status: int) -> NoReturn:
     with suppress(OSError):  # a full disk may be where the message would go
         print(message, file=sys.stderr, flush=True)
     sys.exit(status)
@@ -95,10 +93,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def make_parser(description: str, statuses: str) -> argparse.ArgumentParser:
-    """A parser of the command line with what every script has.
-
-    statuses  what its exit statuses mean
-    """
+    """A parser of the command line with what every script has; `statuses` says what its exit statuses mean."""
     parser = _Parser(description=description, epilog=f"Exit status: {statuses}.")
     parser.add_argument("--version", action="version", version=f"VoxDet-SoIR tools {VERSION}")
     return parser
@@ -154,12 +149,10 @@ def absolute_base(base_path: str | None) -> str | None:
 def usable_cpus() -> int:
     """How many CPUs this process may use. In a Slurm job or a container, that is its share, not the whole machine."""
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    for quota_file, period_file in (
-        ("/sys/fs/cgroup/cpu.max", None),  # "<quota> <period>"
-        ("/sys/fs/cgroup/cpu/cpu.cfs_quota_us", "/sys/fs/cgroup/cpu/cpu.cfs_period_us"),
-    ):
+    v1 = "/sys/fs/cgroup/cpu/cpu.cfs_quota_us", "/sys/fs/cgroup/cpu/cpu.cfs_period_us"
+    for files in (["/sys/fs/cgroup/cpu.max"], v1):
         with suppress(OSError, ValueError):
-            text = open(quota_file).read() + (f" {open(period_file).read()}" if period_file else "")  # noqa: SIM115
+            text = " ".join(open(file).read() for file in files)  # noqa: SIM115
             quota, period = map(int, text.split())  # no quota is "max", or -1
             if quota > 0 and period > 0:
                 cpus = min(cpus, max(1, quota // period))

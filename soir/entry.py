@@ -60,11 +60,8 @@ def query_entry(
     split     one of SPLITS; left out if None
     obj_name  the object's name in the source; left out if None
     """
-    entry: Entry = {"bbox": bbox}
-    if mask is not None:
-        entry["mask"] = mask
-    entry.update({"is_query": True, "ins": ins, "set": set_name})
-    return _with_optional(entry, split=split, obj_name=obj_name)
+    entry = {"bbox": bbox} if mask is None else {"bbox": bbox, "mask": mask}
+    return _with_optional({**entry, "is_query": True, "ins": ins, "set": set_name}, split=split, obj_name=obj_name)
 
 
 def gallery_entry(
@@ -86,8 +83,7 @@ def gallery_entry(
 
 
 def _with_optional(entry: Entry, **fields: Any) -> Entry:
-    entry.update((name, value) for name, value in fields.items() if value is not None)
-    return entry
+    return {**entry, **{name: value for name, value in fields.items() if value is not None}}
 
 
 def is_id(value: Any) -> bool:
@@ -158,10 +154,9 @@ def _entry_size(entry: Any) -> int:
     """How much is in the lists of an entry, which may be anything, and in its masks."""
     if type(entry) is not dict:
         return 0
-    masks, size = entry.get("mask"), 0
-    for value in (masks, entry.get("bbox"), entry.get("ins"), entry.get("num_ins")):
-        if isinstance(value, (list, tuple)):
-            size += len(value)
+    masks = entry.get("mask")
+    lists = (masks, entry.get("bbox"), entry.get("ins"), entry.get("num_ins"))
+    size = sum(len(value) for value in lists if isinstance(value, (list, tuple)))
     for mask in masks if isinstance(masks, (list, tuple)) else (masks,):
         counts = mask.get("counts") if isinstance(mask, dict) else None
         if isinstance(counts, (str, bytes, list)):

@@ -32,7 +32,6 @@ DRAWN_AT_A_TIME = 100_000
 # Of fewer instances an interval means nothing: of one its width is 0, of two it covers the true mean in 51 % of cases.
 FEWEST_INSTANCES = 5
 
-
 # The smallest p-value that can come out.
 SMALLEST_P = 2 / (COMPARISON_RESAMPLES + 1)
 
@@ -120,7 +119,7 @@ def mean_interval(values: np.ndarray, instances: np.ndarray) -> tuple[float, flo
     instances  int64 [queries]: the same number for the queries of one instance
     """
     means = resampled_means(values, instances, INTERVAL_RESAMPLES)
-    return None if means is None or np.ptp(means) == 0 else percentiles(means)
+    return None if means is None else interval_of(means)
 
 
 def compare_means(first: np.ndarray, second: np.ndarray, instances: np.ndarray) -> Difference:
@@ -139,8 +138,7 @@ def compare_means(first: np.ndarray, second: np.ndarray, instances: np.ndarray) 
     if means is None:
         return Difference(mean, None, None)
     tail = min(np.count_nonzero(means <= 0), np.count_nonzero(means >= 0))
-    interval = None if np.ptp(means) == 0 else percentiles(means)
-    return Difference(mean, interval, min(1.0, 2 * (int(tail) + 1) / (len(means) + 1)))
+    return Difference(mean, interval_of(means), min(1.0, 2 * (int(tail) + 1) / (len(means) + 1)))
 
 
 def resampled_means(values: np.ndarray, instances: np.ndarray, resamples: int) -> np.ndarray | None:
@@ -158,6 +156,6 @@ def resampled_means(values: np.ndarray, instances: np.ndarray, resamples: int) -
     return np.concatenate(means)
 
 
-def percentiles(means: np.ndarray) -> tuple[float, float]:
+def interval_of(means: np.ndarray) -> tuple[float, float] | None:
     low, high = np.percentile(means, (2.5, 97.5))
-    return float(low), float(high)
+    return (float(low), float(high)) if np.ptp(means) else None

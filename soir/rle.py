@@ -167,11 +167,9 @@ def draw_polygons(polygons: list[Any], size: tuple[int, int]) -> Rle:
 
 def is_polygons(mask: Any) -> bool:
     """Whether a mask of an annotation file is polygons, [[x1, y1, x2, ...], ...], valid or not."""
-    return isinstance(mask, (list, tuple)) and bool(mask) and all(map(_is_row_of_numbers, mask))
-
-
-def _is_row_of_numbers(value: Any) -> bool:
-    return isinstance(value, (list, tuple)) and bool(value) and type(value[0]) in (int, float)
+    if not isinstance(mask, (list, tuple)) or not mask:
+        return False
+    return all(isinstance(row, (list, tuple)) and bool(row) and type(row[0]) in (int, float) for row in mask)
 
 
 def polygons_size(polygons: Any) -> tuple[int, int]:
