@@ -164,9 +164,6 @@ class GalleryObject(NamedTuple):
 EXPLAINED = 0.9
 LIKELY = 0.5
 
-# If every bbox of a set can be corners, and more than this share of them does not fit as x y width height, they are.
-MISFITS = 0.1
-
 
 class Contradictions:
     """The annotations of a set that contradict themselves. If they are many, the whole set may be meant otherwise."""
@@ -195,7 +192,9 @@ class Contradictions:
         meaning, share = likely_meaning(suspects)
         most_are_impossible = len(self.reaching) > half
         most_are_explained = len(suspects) > half and share > EXPLAINED
-        all_are_corners = self.are_corners and "corners" in meaning and len(self.loose) > MISFITS * self.annotations
+        all_are_corners = (
+            self.are_corners and "corners" in meaning and len(self.loose) > geometry.MISFITS * self.annotations
+        )
         if most_are_impossible or most_are_explained or all_are_corners:
             looks = f"it looks as if {meaning}" if share > LIKELY else "none of the usual mistakes explains it"
             raise SoirError(
