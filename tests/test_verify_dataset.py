@@ -342,7 +342,7 @@ def test_every_check_can_be_made_to_find_something(tiny):
     _, report = check(tiny, tiny.annotations())
     # test_forms.py has those of other forms, and of sets of any name.
     forms = {"mask-list", "mask-row-major", "mask-inverted", "mask-polygons", "query-box-inclusive", "query-mask-empty"}
-    forms |= {f"form-{what}" for what in ("set", "role", "label", "box", "single", "num-ins")}
+    forms |= {f"form-{what}" for what in ("set", "role", "label", "box", "single", "num-ins", "is-val", "dense")}
     elsewhere = {"path-twice", "mask-size", "mask-mixed", "set-case", *forms} - set(DAMAGE)
     assert set(DAMAGE) | elsewhere == set(report["checks"])
 
