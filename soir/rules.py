@@ -68,6 +68,11 @@ CHECKS = {
     "set-case": ("warning", "the name of a set differs from that of a known one in upper and lower case only"),
     "gallery-box-loose": ("warning", "the box of an object is far larger than its mask: does it include hidden parts?"),
     "object-repeated": ("warning", "an image has the same instance with the same box twice"),
+    "box-in-shares": ("error", "all boxes of a set are below a pixel: shares of the image, where pixels are expected"),
+    "image-rotated": (
+        "warning",
+        "a photograph has an EXIF orientation: its boxes are to fit its pixels as stored",
+    ),
     "box-below-pixel": ("warning", "a box is less than a pixel wide or high: shares of the image, not pixels?"),
     "query-unanswered": ("warning", "no gallery image is relevant to the query"),
     "instance-unqueried": ("warning", "an instance of the gallery has no query"),
