@@ -32,7 +32,7 @@ from soir import geometry, rle, rules
 from soir.console import absolute_base, add_input_options, exit_status, instance_id, make_parser, positive
 from soir.entry import SPLITS, Annotations, Entry, Rle, boxes_of, instances_of, is_meant, masks_of, save_annotations
 from soir.files import SoirError, check_no_image, check_outputs, whole_file
-from soir.findings import Findings, print_findings, progress_bar, shorten
+from soir.findings import Findings, counted, in_bytes, print_findings, progress_bar, shorten
 from soir.forms import SizeFinder, load_any_form, size_finder, size_of_image
 from soir.geometry import EntryBox, Size
 from soir.paths import natural_key, tidy_path
@@ -354,10 +354,10 @@ def main() -> int:
     written = []
     if args.output_file:
         size = save_annotations(annotations, args.output_file)
-        written.append(f"{args.output_file}: {len(annotations):,} entries, {size / 1e3:,.0f} kB")
+        written.append(f"{args.output_file}: {counted(len(annotations), 'entry')}, {in_bytes(size)}")
     if args.coco:
         images, objects = write_coco(args.coco, annotations, find_size, findings)
-        written.append(f"{args.coco}: {images:,} images, {objects:,} annotations")
+        written.append(f"{args.coco}: {counted(images, 'image')}, {counted(objects, 'annotation')}")
     print_summary(annotations)
     print_findings(upgraded, noticed="upgraded")
     print_findings(findings)

@@ -24,7 +24,7 @@ from soir.coco import Contradictions, GalleryImage, GalleryObject, join_images, 
 from soir.console import add_creation_options, exit_status, make_parser, positive
 from soir.entry import SETS, Annotations, Entry, Rle, gallery_entry, query_entry, save_annotations
 from soir.files import SoirError, check_outputs, reason_of
-from soir.findings import Findings, print_findings
+from soir.findings import Findings, in_bytes, print_findings
 from soir.geometry import Box, Size
 from soir.images import IMAGE_ENDINGS, image_names, one_per_stem, whole_image_size
 from soir.mask_images import ImageMask, read_mask_image
@@ -390,7 +390,7 @@ def main() -> int:
     size = save_annotations(annotations, args.output_file)  # before anything is printed, since `| head` ends the run
     print_summary(annotations)
     print_findings(findings)
-    print(f"\nwrote {args.output_file}: {size / 1e3:,.0f} kB in {time.monotonic() - start:,.1f} s")
+    print(f"\nwrote {args.output_file}: {in_bytes(size)} in {time.monotonic() - start:,.1f} s")
     return 1 if args.strict and findings else 0
 
 

@@ -45,7 +45,7 @@ from soir import geometry, published
 from soir.console import add_creation_options, exit_status, make_parser
 from soir.entry import SETS, Annotations, gallery_entry, query_entry, save_annotations
 from soir.files import SoirError, check_outputs, open_regular
-from soir.findings import Findings, print_findings, print_table
+from soir.findings import Findings, counted, in_bytes, print_findings, print_table
 from soir.geometry import Box
 from soir.instre import KEY, PARTS, Photograph, key_of, read_listed, read_part
 from soir.paths import tidy_path
@@ -185,9 +185,9 @@ Rows = List[Tuple[str, Dict[str, Any]]]  # of the table: name, figures
 COLUMNS = [
     ("instances", "instances", ","),
     ("queries", "queries", ","),
-    ("gallery images", "gallery_images", ","),
+    ("images", "gallery_images", ","),
     ("objects/image", "objects_per_image_mean", ".2f"),
-    ("mean size (%)", "object_size_mean", ".2f"),
+    ("size (%)", "object_size_mean", ".2f"),
     ("median (%)", "object_size_median", ".2f"),
 ]
 
@@ -211,7 +211,7 @@ def print_figures(rows: Rows) -> None:
     for name, figures in rows:
         lines = [(name, figures)]
         if name in published.FIGURES:
-            lines.append((f"  {published.FIGURES[name]['name']}, published", published.FIGURES[name]))
+            lines.append(("  published", published.FIGURES[name]))
         for label, values in lines:
             cells = [(values.get(figure), style) for _, figure, style in COLUMNS]
             table.append([label, *("" if value is None else format(value, style) for value, style in cells)])
@@ -343,7 +343,7 @@ def main() -> int:
         rows.append((name, figures_of([m.photograph for m in subset], sum(m.is_query for m in subset))))
         annotations = make_annotations(subset, name)
         size = save_annotations(annotations, file_of(args, name))
-        written.append(f"wrote {file_of(args, name)}: {len(annotations):,} entries, {size / 1e3:,.0f} kB")
+        written.append(f"wrote {file_of(args, name)}: {counted(len(annotations), 'entry')}, {in_bytes(size)}")
     print_figures(rows)
     print_findings(findings)
     print()

@@ -30,7 +30,6 @@ import io
 import json
 import math
 import os
-import re
 import sys
 from typing import Any, Callable, Iterable, Iterator, NamedTuple, Sequence, Tuple
 
@@ -70,8 +69,7 @@ from soir.scoring import (
     summarize,
 )
 from soir.similarity import find_by_features, rank_by_features
-
-TABLES = (".tex", ".md", ".csv")
+from soir.tables import TABLES, Block, make_table
 
 # The metrics that have a K, and all that a column can show.
 AT_K = ("mAP", "hit", "recall", "precision", "nDCG", "IoU>=0.5")
@@ -195,7 +193,7 @@ def print_scores(scores: Scores, parts: list[Part], metrics: list[str] | None) -
     print_table(rows)
     print("\nin %; 95 % interval: by bootstrap over instances")
     if any("-" in row for row in rows):
-        print("-: nothing to say, as of an interval of fewer than five instances, or of equal ones")
+        print("-: none, as of fewer than five instances or of equal ones")
     if metrics:
         return
     print("first hit: median rank of the first relevant image")
@@ -221,7 +219,8 @@ def print_comparison(results: list[Scores], parts: list[Part], metrics: list[str
         rows += [[scores.run.name, *difference_cells(scores.parts[index].difference)] for scores in results[1:]]
         print_table(rows)
         print()
-    print("in %; intervals and p by bootstrap over instances; -: fewer than five instances, or equal ones")
+    print("in %; intervals and p by bootstrap over instances")
+    print("-: none, as of fewer than five instances or of equal ones")
 
 
 def difference_cells(difference: Difference | None) -> list[str]:
@@ -250,14 +249,6 @@ def published_lines(part: Part) -> list[str]:
     return lines
 
 
-class Block(NamedTuple):
-    """The rows of a table that are of one part."""
-
-    title: str
-    rows: list[list[str]]
-    best: set[tuple[int, int]]  # (row, column) of the best figures
-
-
 def table_blocks(results: list[Scores], parts: list[Part], metrics: list[str]) -> tuple[list[str], list[Block]]:
     """(titles, blocks) of the table of runs side by side: one row per run."""
     titles = ["95 % interval of mAP" if title == "95 % interval" else title for title in metric_titles(metrics)]
@@ -275,48 +266,6 @@ def table_blocks(results: list[Scores], parts: list[Part], metrics: list[str]) -
             best |= {(row, titles.index(name)) for row, values in enumerate(groups) if values.get(name) == highest}
         blocks.append(Block(part.title, rows, best))
     return titles, blocks
-
-
-def make_table(titles: list[str], blocks: list[Block], ending: str) -> str:
-    """A table as LaTeX (with booktabs), Markdown or CSV; of several blocks each has its title."""
-    several = len(blocks) > 1
-    if ending == ".csv":
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(["set"] * several + titles)
-        writer.writerows([block.title] * several + row for block in blocks for row in block.rows)
-        return text.getvalue()
-    if ending == ".md":
-        lines = []
-        for block in blocks:
-            lines += [f"**{block.title}**", ""] if several else []
-            head = [titles, ["---", *["---:"] * (len(titles) - 1)]]
-            lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in head + block.rows]
-            lines += [""]
-        return "\n".join(lines[:-1]) + "\n"
-    lines = [rf"\begin{{tabular}}{{l{'r' * (len(titles) - 1)}}}", r"\toprule"]
-    lines.append(" & ".join(map(escape_latex, titles)) + r" \\")
-    for block in blocks:
-        lines.append(r"\midrule")
-        if several:
-            lines.append(rf"\multicolumn{{{len(titles)}}}{{l}}{{{escape_latex(block.title)}}} \\")
-        for number, row in enumerate(block.rows):
-            cells = [escape_latex(row[0]), *map(latex_number, row[1:])]
-            bold = [rf"\textbf{{{cell}}}" if (number, n) in block.best else cell for n, cell in enumerate(cells)]
-            lines.append(" & ".join(bold) + r" \\")
-    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
-
-
-def escape_latex(text: str) -> str:
-    text = re.sub(r"[\\~^]", lambda match: rf"\char{ord(match.group())} ", text)
-    text = re.sub(r"[&%$#_{}]", lambda match: "\\" + match.group(), text)
-    return text.replace(">=", r" $\geq$ ")
-
-
-def latex_number(cell: str) -> str:
-    """Figures with a minus sign as such, and a dash between the ends of an interval."""
-    cell = re.sub(r"(?<=\d)-(?=\d)", "--", "--" if cell == "-" else cell)
-    return re.sub(r"^-(?=\d)|(?<= )-(?=\d)", "$-$", cell).replace("<", "$<$")
 
 
 def make_report(

@@ -4,8 +4,9 @@ startup                               what a script imports first: Ctrl-C and a 
 console                               options, exit status
 
 previews, drawing                     pictures of entries and of rankings; tiles and pages
-similarity, features, runs            ranking by cosine; files of features; files of rankings
-scoring, metrics, protocol            a run scored whole; AP and the like; which images are relevant to a query
+scoring, metrics, tables              a run scored whole; AP and the like; LaTeX, Markdown, CSV
+similarity, features                  ranking by cosine; files of features
+rankings, runs, protocol              what a run lists, checked; files of runs; which images are relevant to a query
 statistics, detections, published     figures of a file; what a detector found; figures of the paper
 coco, instre                          COCO files; INSTRE as it lies on the disk
 forms, rules                          entries of other people; every check of verify_dataset.py

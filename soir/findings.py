@@ -56,6 +56,18 @@ def print_findings(findings: Findings, skipped: str = "skipped", noticed: str = 
                 print(f"  {len(places):>{width},} x {reason}: {', '.join(map(printable, places[:3]))}{more}")
 
 
+def counted(number: int, noun: str) -> str:
+    """A number of things: 1 error, 2 errors, 3 entries."""
+    if number == 1:
+        return f"1 {noun}"
+    return f"{number:,} {noun[:-1]}ies" if noun.endswith("ry") else f"{number:,} {noun}s"
+
+
+def in_bytes(number: int) -> str:
+    """A number of bytes with a unit: 47 kB, 13.1 MB."""
+    return f"{number / 1e3:,.0f} kB" if number < 1e6 else f"{number / 1e6:,.1f} MB"
+
+
 def print_table(rows: list[list[str]]) -> None:
     """Print rows of cells, the first row being the titles; the first column to the left, the others to the right.
 

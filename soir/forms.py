@@ -111,9 +111,19 @@ def size_of_mask(mask: Any) -> Size | None:
 
 def read_forms(annotations: Annotations, find_size: SizeFinder, note: Note = lambda check, name, detail: None) -> None:
     """Bring all entries of a dict into the current form, in place. They may be anything; arguments as above."""
+    queries = []  # of OWID with is_val, which knew it of gallery images only
+    val_instances: set[int] = set()
     for path, entry in progress_bar("forms", annotations.items()):
         if isinstance(entry, dict) and type(path) is str:
-            annotations[path] = read_form(path, entry, find_size, note)
+            new = annotations[path] = read_form(path, entry, find_size, note)
+            if "is_val" in entry and new.get("set") == "OWID":
+                if new.get("is_query") is True:
+                    queries.append(new)
+                elif new.get("split") == "val" and isinstance(new.get("ins"), list):
+                    val_instances.update(number for number in new["ins"] if type(number) is int)
+    for query in queries:
+        if type(query.get("ins")) is int and query["ins"] in val_instances:
+            query["split"] = "val"
 
 
 def read_form(path: str, entry: Entry, find_size: SizeFinder, note: Note) -> Entry:
@@ -136,6 +146,10 @@ def read_form(path: str, entry: Entry, find_size: SizeFinder, note: Note) -> Ent
         if "bbox" not in entry:
             entry["bbox"] = None
             changed("form-box")
+    if type(entry.get("is_val")) is bool and "split" not in entry:
+        entry["split"] = "test" if entry["set"] == "RoboTools" else "val" if entry["is_val"] else "train"
+        del entry["is_val"]
+        changed("form-is-val")
     if entry.get("is_query") is True:
         _read_query(entry, path, find_size, changed)
     elif entry.get("is_query") is False:
@@ -148,12 +162,15 @@ def _read_query(entry: Entry, path: str, find_size: SizeFinder, changed: Callabl
     if isinstance(ins, (list, tuple)) and len(ins) == 1:
         entry["ins"] = ins[0]
         changed("form-single", "a list of one id")
+    if isinstance(mask, (list, tuple)) and len(mask) == 1 and (isinstance(mask[0], dict) or _is_dense(mask[0])):
+        mask = mask[0]
+        changed("form-single", "a list of one mask")
     if "bbox" in entry:
         entry["bbox"] = _as_tuple(entry["bbox"])
     if mask is None:
         entry.pop("mask", None)
     else:
-        size = find_size(path) if rle.is_polygons(mask) else None
+        size = find_size(path) if rle.is_polygons(mask) and not _is_dense(mask) else None
         reading = read_entry_mask(mask, entry.get("bbox"), True, size)
         entry["mask"] = reading.mask
         for check in reading.changes:
@@ -174,7 +191,7 @@ def _read_gallery(entry: Entry, path: str, find_size: SizeFinder, changed: Calla
     if type(ins) is int:
         entry["ins"] = [ins] * max(number, 1)
         single.append("id")
-    if isinstance(masks, dict) or (number == 1 and rle.is_polygons(masks)):
+    if isinstance(masks, dict) or (number == 1 and (rle.is_polygons(masks) or _is_dense(masks))):
         masks = [masks]
         single.append("mask")
     if single:
@@ -228,6 +245,10 @@ def read_entry_mask(mask: Any, box: Any, is_query: bool, size: Size | None) -> M
     """
     if _is_usual_mask(mask):
         return MaskForm(mask, box)
+    if _is_dense(mask):
+        pixels = np.array(mask, dtype=bool)
+        encoded = rle.encode_mask(pixels, (0, 0), pixels.shape)
+        return MaskForm(encoded[0] if encoded else mask, box, ("form-dense",))
     if rle.is_polygons(mask):
         return MaskForm(_draw(mask, size) if size else mask, box, ("mask-polygons",))
     if not isinstance(mask, dict):
@@ -235,6 +256,19 @@ def read_entry_mask(mask: Any, box: Any, is_query: bool, size: Size | None) -> M
     if isinstance(mask.get("counts"), list):
         return _read_list(mask, box, is_query)
     return MaskForm(_tidy(mask), box)
+
+
+def _is_dense(mask: Any) -> bool:
+    """Whether a mask is the pixels of an image, [h, w], that are bool, 0 and 1, or 0 and 255: rows of one length."""
+    if not isinstance(mask, (list, tuple)) or len(mask) < 2 or not isinstance(mask[0], (list, tuple)):
+        return False
+    width = len(mask[0])
+    is_regular = all(isinstance(row, (list, tuple)) and len(row) == width for row in mask)
+    if not is_regular or not is_image_size((len(mask), width)):
+        return False
+    if not all(type(value) in (int, bool) for row in mask for value in row):
+        return False
+    return any(all(set(row) <= levels for row in mask) for levels in ({0, 1}, {0, 255}))
 
 
 def _draw(polygons: Any, size: Size) -> Any:

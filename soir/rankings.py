@@ -7,6 +7,7 @@ known or no score is a number, is refused: its table of zeros would say nothing.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from contextlib import suppress
 from itertools import chain, repeat
 from typing import Any, Callable, Iterable, NamedTuple
@@ -86,16 +87,36 @@ def rank_as_listed(run: RunFile, place: str, task: Task, findings: Findings) -> 
     numbers.update((name, position) for position, name in enumerate(task.gallery))
     allowed = [_allowed_positions(task, kind) for kind in range(len(task.candidates))]
 
-    rankings, seen = [], []
+    rankings = []
+    tally: Counter[str] = Counter()  # paths that are listed; are known; of these, have a score or need none
+    unknown = respelled = None  # the first path that is no gallery image, and the first that is one in another spelling
+    steps: list[Steps] = []
     for query, kind in progress_bar("reading", list(zip(task.queries, task.kinds))):
         listed = run.listed(name_of[query]) if query in name_of else None
         if listed is None:
             findings.skip("query without a ranking, scored 0", query)
             listed = Listed([])
+        if listed.is_padded:
+            findings.notice(PADDED, query)
         checked = check(listed, numbers, find_image)
-        seen.append(see(query, listed, checked))
-        rankings.append(order(query, listed, checked, allowed[kind], findings))
-    judge(seen, place, task, findings)
+        known = checked.positions != UNKNOWN
+        usable = known & ~checked.odd_scores
+        tally.update(listed=len(known), known=int(known.sum()), usable=int(usable.sum()))
+        if unknown is None and not known.all():
+            unknown = listed.odd or shorten(listed.paths[known.argmin()])
+        respelled = respelled or checked.respelled
+        steps += count_steps(query, listed, checked.scores)
+        rankings.append(put_in_order(query, listed, checked, allowed[kind], findings))
+
+    if tally["listed"] and not tally["known"]:
+        hint = why_unknown(str(unknown), task.gallery)
+        expected = f"expected gallery paths like {task.gallery[0]}, found {unknown}{hint}"
+        raise SoirError(f"{place} ranks none of the gallery images: {expected}; {FORMS}")
+    if tally["listed"] and not tally["usable"]:
+        raise SoirError(f"{place} has no score that is a finite number; {FORMS}")
+    if respelled:
+        findings.notice(SPELLED, f"{place}: {respelled}")
+    judge_steps(steps, place, findings)
     if len(set(task.instances.tolist())) > 1 and len({ranking.positions.tobytes() for ranking in rankings}) == 1:
         findings.notice(ALIKE, place)
     report_shares(place, (ranking.boxes for ranking in rankings if ranking.boxes is not None), findings)
@@ -110,72 +131,34 @@ def _allowed_positions(task: Task, kind: int) -> np.ndarray:
     return allowed
 
 
-# ----------------------------------------------------------------------------------------------------- a run as a whole
-
-
-class Seen(NamedTuple):
-    """What tells, of all queries together, how a run is meant."""
+class Steps(NamedTuple):
+    """How the scores of a query go on, where they alone make the order: by its ranks, or as the file has them."""
 
     query: str
-    unknown: Any  # a path that is no gallery image; None if there is none
-    respelled: str | None  # a path that is one in another spelling
-    listed: int  # paths
-    known: int  # of gallery images
-    usable: int  # of these, with a score or none, but not with something that is no score
-    up: int  # steps from one score to a higher one, from rank to rank, or as the file has them
+    up: int  # from one to a higher one
     down: int
     has_ranks: bool
-    is_padded: bool
 
 
-def see(query: str, listed: Listed, checked: Checked) -> Seen:
-    """The facts of a query's ranking for `judge`."""
-    unknown = np.flatnonzero(checked.positions == UNKNOWN)
-    up = down = 0
-    if checked.scores is not None and not listed.is_ordered and not isinstance(listed.scores, np.ndarray):
-        # In the order of the ranks, or of the file; that of a matrix is the order of the gallery, which tells nothing.
-        order = slice(None) if listed.ranks is None else np.argsort(listed.ranks, kind="stable")
-        steps = np.diff(checked.scores[order])
-        up, down = int(np.count_nonzero(steps > 0)), int(np.count_nonzero(steps < 0))
-    return Seen(
-        query,
-        (listed.odd or shorten(listed.paths[unknown[0]])) if len(unknown) else None,
-        checked.respelled,
-        len(checked.positions),
-        len(checked.positions) - len(unknown),
-        int(np.count_nonzero((checked.positions != UNKNOWN) & ~checked.odd_scores)),
-        up,
-        down,
-        listed.ranks is not None,
-        listed.is_padded,
-    )
+def count_steps(query: str, listed: Listed, scores: np.ndarray | None) -> list[Steps]:
+    """The steps of a query, if there are any; those of a matrix, which has the order of the gallery, tell nothing."""
+    if scores is None or listed.is_ordered or isinstance(listed.scores, np.ndarray):
+        return []
+    differences = np.diff(scores if listed.ranks is None else scores[np.argsort(listed.ranks)])
+    up, down = int(np.count_nonzero(differences > 0)), int(np.count_nonzero(differences < 0))
+    return [Steps(query, up, down, listed.ranks is not None)] if up or down else []
 
 
-def judge(seen: list[Seen], place: str, task: Task, findings: Findings) -> None:
-    """Add to the findings what a run as a whole has wrong. Raises SoirError if it knows no path, or has no number."""
-    unknown = next((one.unknown for one in seen if one.unknown is not None), None)
-    if unknown is not None and not any(one.known for one in seen):
-        hint = why_unknown(unknown, task.gallery)
-        expected = f"expected gallery paths like {task.gallery[0]}, found {unknown}{hint}"
-        raise SoirError(f"{place} ranks none of the gallery images: {expected}; {FORMS}")
-    if any(one.listed for one in seen) and not any(one.usable for one in seen):
-        raise SoirError(f"{place} has no score that is a finite number; {FORMS}")
-    respelled = next((one.respelled for one in seen if one.respelled), None)
-    if respelled:
-        findings.notice(SPELLED, f"{place}: {respelled}")
-    for one in seen:
-        if one.is_padded:
-            findings.notice(PADDED, one.query)
-    moving = [one for one in seen if one.up or one.down]
-    if moving and not any(one.down for one in moving):
-        if moving[0].has_ranks:
-            findings.skip(UPSIDE_DOWN, place)
-        elif sum(one.up for one in moving) >= FEWEST_STEPS:
-            findings.notice(RISING, place)
-    else:
-        for one in moving:
+def judge_steps(steps: list[Steps], place: str, findings: Findings) -> None:
+    """Add to the findings scores that may be distances or ranks."""
+    if any(one.down for one in steps):
+        for one in steps:
             if one.up and one.has_ranks:
                 findings.notice(CONTRADICTED, one.query)
+    elif steps and steps[0].has_ranks:
+        findings.skip(UPSIDE_DOWN, place)
+    elif sum(one.up for one in steps) >= FEWEST_STEPS:
+        findings.notice(RISING, place)
 
 
 def report_shares(place: str, parts: Iterable[np.ndarray], findings: Findings) -> None:
@@ -214,7 +197,7 @@ def check(listed: Listed, numbers: dict[Any, int], find_image: Callable[[Any], s
     return Checked(positions, respelled, scores, odd_scores, boxes, odd_boxes)
 
 
-def order(query: str, listed: Listed, checked: Checked, allowed: np.ndarray, findings: Findings) -> Ranking:
+def put_in_order(query: str, listed: Listed, checked: Checked, allowed: np.ndarray, findings: Findings) -> Ranking:
     """Take out the images that a query does not compete over, and order ties.
 
     allowed  bool [gallery + 2], by position: whether an image stays in the ranking, see `_allowed_positions`

@@ -29,16 +29,16 @@ ROWS = [
     ("  per image, mean", "objects_per_image_mean", ".1f"),
     ("  per image, most", "objects_per_image_max", ","),
     ("detected objects per image, mean", "detected_per_image_mean", ".1f"),
-    ("annotated boxes that a detection covers", "boxes_covered", ","),
+    ("boxes that a detection covers", "boxes_covered", ","),
     ("  % of them", "boxes_covered_share", ".1f"),
     ("object size, mean (% of image)", "object_size_mean", ".1f"),
     ("  median", "object_size_median", ".1f"),
-    ("  below 2 % of the image (% of objects)", "object_size_below_2", ".1f"),
+    ("  below 2 % (% of the objects)", "object_size_below_2", ".1f"),
     *((f"  {name}", name, ".1f") for name, _ in SIZE_CLASSES),
     ("instances seen > 10 times (easy)", "instances_easy", ","),
     ("  5 to 10 times (medium)", "instances_medium", ","),
     ("  < 5 times (hard)", "instances_hard", ","),
-    ("  once", "instances_once", ","),
+    ("    of these, once", "instances_once", ","),
     ("relevant images per query, mean", "relevant_per_query_mean", ".1f"),
     ("  most", "relevant_per_query_max", ","),
     ("queries without any", "queries_unanswered", ","),
@@ -179,7 +179,7 @@ def print_statistics(figures: dict[str, dict[str, Any]]) -> None:
     for name, values in shown.items():
         columns.append((label_of(name), values))
         if name in published.FIGURES:
-            columns.append((f"{published.FIGURES[name]['name']} (published)", published.FIGURES[name]))
+            columns.append(("published", published.FIGURES[name]))
     table = [["", *(title for title, _ in columns)]]
     for label, figure, style in ROWS:
         if not any(figure in values for values in shown.values()):

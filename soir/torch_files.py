@@ -131,7 +131,7 @@ def _reason_of_fault(error: Exception) -> str:
     if isinstance(error, MemoryError):
         return "it takes far more memory than its size"
     text = str(error.args[0] if isinstance(error, KeyError) else error).strip() or type(error).__name__
-    if isinstance(error, (AttributeError, EOFError, LookupError, OverflowError, TypeError, struct.error)):
+    if isinstance(error, (AttributeError, EOFError, LookupError, OverflowError, TypeError, UnicodeError, struct.error)):
         text = f"it is damaged ({text})"  # it has other things than expected, or in another place
     return text.splitlines()[0][:200]
 

@@ -35,8 +35,9 @@ _SINGLE = frozenset((str, bytes, int, float, bool, type(None)))
 _KEYS = _SINGLE | {tuple}
 _VALUES = _KEYS | {list, dict, np.ndarray}  # nothing else gets into a container
 
-_STORAGES = "Double Float Half Long Int Short Char Byte Bool ComplexFloat ComplexDouble"  # torch.DoubleStorage, ...
-_CODES = "   <f8    <f4   <f2  <i8  <i4 <i2   i1   u1   ?    <c8          <c16"  # ... and what is in them, for NumPy
+# What is in the storages torch.DoubleStorage, ...: a type of NumPy, by its code.
+_STORAGES = "Double Float Half Long Int Short Char Byte Bool ComplexFloat ComplexDouble"
+_CODES = "   <f8    <f4   <f2  <i8  <i4 <i2   i1   u1   ?    <c8          <c16"
 _BFLOAT16 = np.dtype("V2")  # two bytes without a meaning: NumPy does not have bfloat16
 _NOT_IN_IT = "it holds a tensor whose numbers are not in it"
 
@@ -279,7 +280,7 @@ _NAMES: dict[str, Any] = {
     "_codecs.encode": Unpickler.encode,
     "builtins.bytes": lambda unpickler: b"",
     **{f"collections.{name}": Unpickler.new_dict for name in ("Counter", "OrderedDict", "defaultdict")},
-    **{f"builtins.{name}": Unpickler.new_dict for name in ("dict", "int", "list", "long")},  # of a defaultdict
+    **{f"builtins.{name}": Unpickler.new_dict for name in ("dict", "int", "list", "long")},  # which a defaultdict makes
     "numpy.dtype": Unpickler.dtype,
     "numpy.core.multiarray.scalar": Unpickler.scalar,
     "numpy.core.numeric._frombuffer": Unpickler.array,

@@ -230,6 +230,15 @@ def test_features_that_cannot_be_compared_are_named(tmp_path, name, path):
     assert report["faults"][reason] == [path]
 
 
+def test_queries_of_a_gallery_without_features_are_scored_0(tmp_path):
+    annotations = random_annotations(10, sets=("OWID", "RoboTools"))
+    vectors = as_tensors({path: vector for path, vector in random_vectors(annotations).items() if "OWID/i" not in path})
+    done, report, rows = score(tmp_path, annotations, "--features", vectors)
+    assert (done.returncode, done.stderr) == (1, "")
+    assert [len(paths) for paths in report["faults"].values()] == [60]
+    assert {float(row["AP"]) for path, row in rows.items() if path.startswith("OWID")} == {0}
+
+
 def test_an_image_without_objects_is_not_retrieved_and_is_no_fault(tmp_path):
     annotations = random_annotations(42, sets=("OWID",))
     vectors = {**one_each(random_vectors(annotations)), "OWID/image 0": np.zeros((0, 8), dtype=np.float32)}
@@ -290,7 +299,7 @@ ENTRIES = {"q0.png": make_query(), "g0.png": make_photograph()}
     ],
 )
 def test_a_matrix_that_does_not_go_with_its_paths_cannot_be_scored(tmp_path, paths, features):
-    refused(score(tmp_path, ENTRIES, "--features", {"paths": paths, "features": features})[0], "holds no features")
+    refused(score(tmp_path, ENTRIES, "--features", {"paths": paths, "features": features})[0], "features")
 
 
 def test_paths_of_features_are_text(tmp_path):

@@ -292,3 +292,41 @@ def test_any_value_in_any_field_is_read_or_refused_and_what_is_converted_passes(
             check for check in counts_of(report) if check.startswith(("form-", "mask-list", "mask-row", "mask-p"))
         ]
         json.loads((pictures / "coco.json").read_text())
+
+
+# ------------------------------------------------------------------------------------------ is_val, and masks as pixels
+
+
+@pytest.mark.parametrize("is_val_of_queries", [False, True])
+def test_is_val_is_a_split_and_a_query_of_a_val_instance_is_val(sample_file, voxdet, tmp_path, is_val_of_queries):
+    """As the authors' first script wrote it: of a query it may be False whatever its instance."""
+    annotations = load_plainly(sample_file)
+    old = {}
+    for path, entry in annotations.items():
+        is_val = entry["split"] == "val" and (is_val_of_queries or not entry["is_query"])
+        old[path] = {**{name: value for name, value in entry.items() if name != "split"}, "is_val": is_val}
+    done, report = verify(save(tmp_path, old, "old.pt"), voxdet[0])
+    assert (done.returncode, report["checks"]["form-is-val"]["count"]) == (0, len(old))
+    new = tmp_path / "new.pt"
+    assert run_here("convert_annotations.py", tmp_path / "old.pt", "--output-file", new).returncode == 0
+    assert load_plainly(new) == annotations
+
+
+@pytest.mark.parametrize("kind", [bool, np.uint8, "255", list, "in a list"], ids=str)
+@pytest.mark.parametrize("is_query", [True, False])
+def test_masks_as_arrays_of_pixels_are_read(tmp_path, kind, is_query):
+    mask = rectangle(*MIDDLE)
+    dense = {"255": mask * np.uint8(255), list: mask.tolist(), "in a list": [mask]}.get(kind)
+    if dense is None:
+        dense = mask.astype(kind)
+    query, photograph = make_query(), make_photograph()
+    if is_query:
+        query.update(bbox=MIDDLE, mask=dense)
+    else:
+        photograph.update(bbox=[MIDDLE], mask=dense if kind == "in a list" else [dense])
+    done, report = verify(save(tmp_path, {"q.png": query, "g.png": photograph}), tmp_path, "--skip-paths")
+    assert (done.returncode, report["errors"], report["checks"]["form-dense"]["count"]) == (0, 0, 1)
+    new = tmp_path / "new.pt"
+    assert run_here("convert_annotations.py", tmp_path / "anns.pt", "--output-file", new).returncode == 0
+    found = load_plainly(new)["q.png" if is_query else "g.png"]["mask"]
+    assert (decode(found if is_query else found[0]) == mask).all()

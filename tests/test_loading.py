@@ -619,6 +619,9 @@ def test_a_file_of_an_older_format_is_refused(file):
     assert_refused(file, "of a torch before 1.6", arrays=True)
 
 
+# -------------------------------------------------------------------------------------------------- interrupts, threads
+
+
 def slow_dict(bits=20):
     """Opcodes of a plain dict that takes about the square of its size: its keys all walk along the same full places."""
     place, keys = 1, []

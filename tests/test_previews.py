@@ -249,16 +249,16 @@ def test_pages_are_outputs_like_others(pages, taken, words):
 # ------------------------------------------------------------------------------------------------- what cannot be drawn
 
 
-@pytest.mark.parametrize("option", ["--preview-count", "--instances", "--queries", "--gallery"])
-def test_options_of_the_picture_need_a_picture(picture, option):
-    done = picture.verify(option, 2, preview=False)
-    assert done.returncode == 2
-    assert "--preview" in done.stderr
-
-
-@pytest.mark.parametrize("option", ["--worst", "--instances"])
-def test_options_of_the_picture_of_a_run_need_a_picture(picture, option):
-    done = picture.evaluate([], option, 2, preview=False)
+@pytest.mark.parametrize(
+    "script, option",
+    [
+        *(("verify", option) for option in ("--preview-count", "--instances", "--queries", "--gallery")),
+        *(("evaluate", option) for option in ("--worst", "--instances")),
+    ],
+)
+def test_options_of_the_picture_need_a_picture(picture, script, option):
+    run = picture.verify if script == "verify" else lambda *args, preview: picture.evaluate([], *args, preview=preview)
+    done = run(option, 2, preview=False)
     assert done.returncode == 2
     assert "--preview" in done.stderr
 
@@ -344,7 +344,8 @@ BOXES = {
 @pytest.mark.parametrize("name", BOXES)
 def test_a_preview_is_drawn_whatever_the_boxes(pictures, name):
     box, preview = BOXES[name], pictures / "preview.png"
-    anns = save(pictures, {"q0.png": make_query(bbox=box), "g0.png": make_photograph(bbox=[box])})
+    photograph = make_photograph([1, 2], bbox=[box, (30, 30, 40, 40)])
+    anns = save(pictures, {"q0.png": make_query(bbox=box), "g0.png": photograph})
     rankings = write_json(pictures, {"q0.png": [["g0.png", 1, box]]})
     for script, *options in (
         ("verify_dataset.py", "--skip-paths"),

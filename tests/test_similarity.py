@@ -22,10 +22,11 @@ def test_equal_vectors_tie_whatever_the_shape(tmp_path):
         count, images, dimension = rng.randint(1, 65), rng.randint(1, 61), rng.choice((3, 8, 64, 100))
         distinct = rng.randint(-999, 999, (max(1, images // rng.choice((1, 2, 40))), dimension)).astype(np.float32)
         distinct[:, 0] = 0  # the others are whole numbers, so that their multiples are exact
+        asked = rng.randn(max(1, count // rng.choice((1, 2))), dimension).astype(np.float32)
         annotations, vectors = {}, {}
         for number in range(count):
             annotations[f"query {number}"] = make_query(number % 3)
-            vectors[f"query {number}"] = rng.randn(dimension).astype(np.float32)
+            vectors[f"query {number}"] = asked[rng.randint(len(asked))]
         for number in range(images):
             shown = [0] if number == 0 else [int(instance) for instance in range(3) if rng.rand() < 0.5]
             annotations[f"image {number}"] = make_photograph(shown)
