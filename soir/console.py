@@ -19,9 +19,6 @@ from soir.findings import printable, show_progress
 VERSION = "1.0.0"
 
 
-# ---------------------------------------------------------------------------------------------------------- how it ends
-
-
 @contextmanager
 def exit_status() -> Iterator[None]:
     """Around main(), as a decorator: bad input, Ctrl-C and SIGTERM end in one line and an exit status.
@@ -75,9 +72,6 @@ def _end_in_one_line(error: BaseException) -> NoReturn:
     with suppress(OSError):  # a full disk may be where the message would go
         print(message, file=sys.stderr, flush=True)
     sys.exit(status)
-
-
-# -------------------------------------------------------------------------------------------------------------- options
 
 
 class _Parser(argparse.ArgumentParser):

@@ -37,12 +37,16 @@ class Detection(NamedTuple):
     score: Any
 
 
+<<<<<<< HEAD
 # ------------------------------------------------------------------------------------------------------------- reading
 
 
 def read_detections(
     path: str, annotations: Annotations, min_score: float, findings: Findings, sizes: Mapping[str, Size] = {}
 ) -> Detections:
+=======
+def read_detections(path: str, annotations: Annotations, min_score: float, findings: Findings) -> Detections:
+>>>>>>> 99d726a553954f24d77d23f1578bdd28c1845ca9
     """Read the detections in the images of an annotation file.
 
     min_score  detections below it do not count
@@ -166,9 +170,6 @@ def _length_of(value: Any) -> int:
     if isinstance(value, np.ndarray):
         return value.shape[0] if value.ndim else 0
     return len(value) if isinstance(value, (list, tuple)) else 0
-
-
-# ------------------------------------------------------------------------------------------------------------- figures
 
 
 def detection_figures(gallery: Annotations, sizes: dict[str, Size], detections: Detections) -> dict[str, Any]:

@@ -145,9 +145,6 @@ def _surroundings(box: Box, size: tuple[int, int]) -> tuple[int, int, int, int]:
     return left, top, right, bottom
 
 
-# ------------------------------------------------------------------------------------------------------- labels, pages
-
-
 def short_names(paths: Iterable[str]) -> dict[str, str]:
     """Path -> the shortest end of it, in whole folders, that no other of the paths has."""
     paths = list(dict.fromkeys(paths))

@@ -41,9 +41,6 @@ NO_SET = ""
 SPLITS = ("train", "val", "test")
 
 
-# -------------------------------------------------------------------------------------------------------------- makers
-
-
 def query_entry(
     bbox: EntryBox,
     mask: Rle | None,
@@ -98,9 +95,6 @@ def is_id(value: Any) -> bool:
     return type(value) is int and 0 <= value < 2**63
 
 
-# ------------------------------------------------------------------------------------------------- what an entry shows
-
-
 def boxes_of(entry: Entry) -> list[EntryBox]:
     """The boxes of an entry: one per object of a gallery image, the one of a query. None is the whole image."""
     return [entry["bbox"]] if entry["is_query"] else entry["bbox"]
@@ -145,9 +139,6 @@ def difficulty(occurrences: int) -> str:
     if occurrences > 10:
         return "easy"
     return "medium" if occurrences >= 5 else "hard"
-
-
-# ----------------------------------------------------------------------------------------------------- annotation files
 
 
 def read_annotations(path: str) -> Annotations:

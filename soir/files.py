@@ -17,9 +17,6 @@ class SoirError(Exception):
     """The run cannot be done. Its text is one sentence for the person: expected, found, where, what to do."""
 
 
-# ------------------------------------------------------------------------------------------------------------- reading
-
-
 def open_regular(path: str) -> BinaryIO:
     """Open a file for reading bytes, without a buffer.
 
@@ -134,9 +131,6 @@ def no_garbage_collection() -> Iterator[None]:
     finally:
         if was_enabled:
             gc.enable()
-
-
-# ------------------------------------------------------------------------------------------------------------- writing
 
 
 def check_outputs(outputs: Iterable[str | None], inputs: Iterable[str | None] = ()) -> None:

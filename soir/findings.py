@@ -19,9 +19,6 @@ def shorten(value: Any) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
-# ------------------------------------------------------------------------------------------------------- what it prints
-
-
 class Findings:
     """What a run found wrong with its input: for each reason, the places where it was found.
 

@@ -29,8 +29,6 @@ from soir.geometry import Box, Size
 from soir.protocol import Ranking, Task, boxes_in_pixels, name_of_instances, shown_of
 from soir.statistics import MAX_SETS, by_set, label_of
 
-# -------------------------------------------------------------------------------------- instances of an annotation file
-
 
 class Choice(NamedTuple):
     """What the command line wants to see in the preview."""
@@ -151,9 +149,6 @@ def gallery_tiles(path: str, name: str, entry: Entry, instance: int, base_path: 
         Tile(f"gallery {name}", draw_tile(photograph, boxes, GALLERY_COLOUR, masks)),
         Tile(f"zoom, {share:.1f} % of the image", draw_zoom(photograph, boxes[0], boxes, GALLERY_COLOUR, masks)),
     ]
-
-
-# ---------------------------------------------------------------------------------------------------- rankings of a run
 
 
 def draw_rankings(

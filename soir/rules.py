@@ -82,8 +82,6 @@ CHECKS = {
 
 Broken = Iterator[Tuple[str, str]]  # (check, detail)
 
-# ------------------------------------------------------------------------------------------------------------- entries
-
 
 def entry_faults(path: Any, entry: Any) -> Broken:
     """Yield (check, detail) for every rule that an entry breaks: the errors of verify_dataset.py, but for its masks.
@@ -188,9 +186,6 @@ def extent_errors(entry: Entry, size: Size) -> Broken:
     for box in boxes_of(entry):
         if box is not None and (box[2] > width + geometry.TOLERANCE or box[3] > height + geometry.TOLERANCE):
             yield "box-outside", f"{tuple(box)} in an image of {width} x {height}"
-
-
-# ------------------------------------------------------------------------------------------------------ sets and masks
 
 
 def set_warnings(annotations: Annotations) -> Iterator[tuple[str, str, str]]:

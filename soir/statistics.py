@@ -129,9 +129,6 @@ def mean(values: list[Any]) -> float | None:
     return float(np.mean(values)) if values else None
 
 
-# ----------------------------------------------------------------------------------------------------------------- sets
-
-
 def by_set(entries: Annotations) -> dict[str, tuple[Annotations, Annotations]]:
     """Set -> (queries, gallery images): those of SETS in their order, then the others as they come."""
     sets: dict[str, tuple[Annotations, Annotations]] = {name: ({}, {}) for name in SETS}
@@ -144,9 +141,6 @@ def by_set(entries: Annotations) -> dict[str, tuple[Annotations, Annotations]]:
 def label_of(set_name: str) -> str:
     """A set as the report names it."""
     return printable(shorten(set_name)) or "(no set)"
-
-
-# ---------------------------------------------------------------------------------------------------------------- table
 
 
 def print_summary(annotations: Annotations) -> None:

@@ -112,9 +112,6 @@ def _one_by_one(batches: Iterator[list[Result]], expected: int, progress: Any) -
         raise SoirError(f"{abs(expected):,} results of the workers are missing or too many: run again with --workers 1")
 
 
-# ------------------------------------------------------------------------------------------------------- in the workers
-
-
 def _start_worker(starter: int) -> None:
     """Prepare a worker. Ctrl-C is for the parent to handle; when the parent is gone, the worker ends too.
 
