@@ -37,16 +37,9 @@ class Detection(NamedTuple):
     score: Any
 
 
-<<<<<<< HEAD
-# ------------------------------------------------------------------------------------------------------------- reading
-
-
 def read_detections(
     path: str, annotations: Annotations, min_score: float, findings: Findings, sizes: Mapping[str, Size] = {}
 ) -> Detections:
-=======
-def read_detections(path: str, annotations: Annotations, min_score: float, findings: Findings) -> Detections:
->>>>>>> 99d726a553954f24d77d23f1578bdd28c1845ca9
     """Read the detections in the images of an annotation file.
 
     min_score  detections below it do not count
