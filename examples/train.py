@@ -17,10 +17,14 @@ import argparse
 import importlib
 import os
 import random
+import signal
 import sys
 from collections import defaultdict
 from functools import partial
 from typing import Any, Iterator, NamedTuple
+
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
+import soir.startup  # noqa: F401
 
 import numpy as np
 import torch
@@ -28,9 +32,6 @@ from PIL import Image
 from torch import nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset, Sampler
-
-sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
-import soir.startup  # noqa: F401
 
 from soir.console import absolute_base, exit_status, positive
 from soir.entry import Annotations, Entry
@@ -95,8 +96,8 @@ class Items(Sampler[Item]):
         return set(instances_of(self.queries[query][1])).isdisjoint(self.images[image][1]["ins"])
 
     def draw(self, query: int) -> Item:
-        """Images are drawn until enough of them are negatives. Nearly all are, since an instance is in some 15 of OWID's
-        55,000 images; and it ends, since `queries` has none whose instance is in all of them."""
+        """Images are drawn until enough are negatives. Nearly all are, since an instance is in some 15 of OWID's 55,000
+        images; and it ends, since `queries` has none whose instance is in all of them."""
         drawn = [self.rng.choice(self.positives(self.queries[query][1]))]
         while len(drawn) < 1 + NEGATIVES:
             image = self.rng.randrange(len(self.images))
@@ -126,6 +127,12 @@ class Reader(Dataset[Any]):
         return self.read(item)
 
 
+def ignore_signals(worker: int) -> None:
+    """Ctrl-C is meant for the main process, which then ends the workers."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+
 def read_item(item: Item, base_path: str | None, side: int) -> tuple[np.ndarray, np.ndarray]:
     """Its numbers, int64 [2 + NEGATIVES], and its crops, uint8 [2 + NEGATIVES, 3, side, side], the query's first."""
     rng = random.Random(item.seed)
@@ -148,8 +155,8 @@ def read_views(item: tuple[str, Entry], base_path: str | None, side: int) -> tup
 def read_photograph(path: str, entry: Entry | None, base_path: str | None) -> Image.Image:
     """An image, RGB; that of a query is black outside of its mask."""
     full = full_path(path, base_path)
-    if full is None:
-        raise SoirError(f"{path} leads out of --base-path")
+    if full is None or not os.path.isfile(full):
+        raise SoirError(f"{path} is missing: use --base-path to say where the images are")
     image: Image.Image = read_image(full).convert("RGB")
     if entry is None or not entry["is_query"]:
         return image
@@ -211,8 +218,8 @@ def make_network(name: str | None, pretrained: bool) -> tuple[nn.Module, int]:
 
 
 def last_line(error: Exception) -> str:
-    """The reason: what a worker raises is a traceback, which ends with it."""
-    return (str(error) or type(error).__name__).strip().splitlines()[-1].strip()
+    """The reason. What a worker raises is a traceback, which ends in the kind of error and the reason."""
+    return (str(error) or type(error).__name__).strip().splitlines()[-1].rpartition("Error: ")[2]
 
 
 def encode(network: nn.Module, pixels: torch.Tensor) -> torch.Tensor:
@@ -308,6 +315,7 @@ def main() -> None:
     optimizer = torch.optim.AdamW(network.parameters(), FINE_TUNING_RATE if args.pretrained else LEARNING_RATE)
 
     options: Any = {"num_workers": args.workers, "persistent_workers": args.workers > 0}
+    options["worker_init_fn"] = ignore_signals
     train_loader = DataLoader(Reader(read_item, base_path, side), args.batch_size, sampler=items, **options)
     views = Reader(read_views, base_path, side)
     val_loader = DataLoader(views, None, sampler=list(val.items()), **options)
@@ -317,7 +325,9 @@ def main() -> None:
         loss = train_epoch(network, optimizer, items, train_loader, f"epoch {epoch}") if epoch else np.nan
         features = describe(network, val_loader, f"epoch {epoch}, val")
         score = evaluate(val, features=features, set_name="OWID", split="val")["mAP"]
-        print(f"epoch {epoch}: val mAP {100 * score:.2f} %, " + (f"loss {loss:.3f}" if epoch else "untrained"))
+        print(
+            f"epoch {epoch}: val mAP {100 * score:.2f} %, " + (f"loss {loss:.3f}" if epoch else "untrained"), flush=True
+        )
         if epoch and score >= best:  # of equal ones the last, which was trained longest
             best = score
             with whole_file(args.output) as file:
