@@ -1,6 +1,6 @@
 """Build INSTRE-XS and INSTRE-XXS, the small-object subsets of INSTRE, or INSTRE by lists, as files like anns.pt.
 
-In   <instre-root>/INSTRE-S1, or INSTRE-S2 and INSTRE-M too: images, and beside each its boxes (see soir_instre.py)
+In   <instre-root>/INSTRE-S1, or INSTRE-S2 and INSTRE-M too: images, and beside each its boxes (see soir/instre.py)
 Out  instre_xs.pt, instre_xxs.pt; with lists instre.pt, or what --name says
 
     python create_instre_subsets.py --instre-root /path/to/INSTRE
@@ -37,7 +37,7 @@ import os
 import re
 import sys
 from collections import defaultdict
-from typing import Any, Dict, List, NamedTuple, Tuple
+from typing import Any, Container, Dict, List, NamedTuple, Tuple
 
 import numpy as np
 
@@ -57,14 +57,6 @@ class Member(NamedTuple):
     photograph: Photograph
     is_query: bool
     objects: list[int]  # indices of the boxes that count
-
-
-class OutputFile(NamedTuple):
-    """A file to write."""
-
-    path: str
-    set_name: str
-    subset: list[Member]
 
 
 # ------------------------------------------------------------------------------------------------------------- subsets
@@ -107,15 +99,11 @@ def is_below(photograph: Photograph, threshold: float) -> bool:
 # --------------------------------------------------------------------------------------------------------------- lists
 
 
-class Lists(NamedTuple):
-    """The lists of a protocol: key -> path as it is spelled there."""
+def read_lists(query_list: str, gallery_list: str, findings: Findings) -> tuple[dict[str, str], dict[str, str]]:
+    """The queries and the gallery images that lists name: key -> path as it is spelled there.
 
-    queries: dict[str, str]
-    gallery: dict[str, str]
-
-
-def read_lists(query_list: str, gallery_list: str, findings: Findings) -> Lists:
-    """Read both lists. Raises SoirError if an image is in both, or one cannot be read."""
+    Raises SoirError if an image is in both, or a list cannot be read.
+    """
     queries, gallery = read_list(query_list), read_list(gallery_list)
     both = sorted(queries.keys() & gallery.keys())
     if both:
@@ -123,7 +111,7 @@ def read_lists(query_list: str, gallery_list: str, findings: Findings) -> Lists:
     for names in (queries, gallery):
         for key in [key for key in names if not KEY.fullmatch(key)]:
             findings.skip("listed path that is not spelled like INSTRE-S1/01a_canada_book/013.jpg", names.pop(key))
-    return Lists(queries, gallery)
+    return queries, gallery
 
 
 def read_list(path: str) -> dict[str, str]:
@@ -141,12 +129,15 @@ def read_list(path: str) -> dict[str, str]:
 
 
 def select_listed(
-    photographs: list[Photograph], lists: Lists, threshold: float | None, findings: Findings
+    photographs: list[Photograph], queries: Container[str], threshold: float | None, findings: Findings
 ) -> list[Member]:
-    """The members of a file that lists decide on, whatever they show; a threshold applies only where one is given."""
+    """The members of a file that lists decide on, whatever they show; a threshold applies only where one is given.
+
+    queries  the keys of those that are queries
+    """
     subset = []
     for photograph in photographs:
-        is_query = photograph.key in lists.queries
+        is_query = photograph.key in queries
         if threshold is not None and not is_below(photograph, threshold):
             findings.skip(f"listed image whose object is not below the threshold of {threshold:g} %", photograph.name)
         elif is_query and None in photograph.boxes:
@@ -297,8 +288,8 @@ def file_of(args: argparse.Namespace, name: str) -> str:
     return os.path.join(args.output_dir, f"{name.lower().replace('-', '_')}.pt")
 
 
-def build_subsets(args: argparse.Namespace, rows: Rows, findings: Findings) -> list[OutputFile]:
-    """INSTRE-XS and INSTRE-XXS, by the protocol of this script."""
+def build_subsets(args: argparse.Namespace, rows: Rows, findings: Findings) -> dict[str, list[Member]]:
+    """INSTRE-XS and INSTRE-XXS, by the protocol of this script: name -> members."""
     photographs: list[Photograph] = []
     prefix = "" if args.relative_paths else args.instre_root
     for part in [part for part in PARTS if part in args.parts]:
@@ -308,31 +299,28 @@ def build_subsets(args: argparse.Namespace, rows: Rows, findings: Findings) -> l
             rows.append((f"INSTRE-{part}", figures_of(found)))
     chosen = [photograph for photograph in photographs if is_below(photograph, args.xs_threshold)]
     queries = assign_roles(chosen, args.seed, args.query_fraction)
-    files = []
-    for name, threshold in (("INSTRE-XS", args.xs_threshold), ("INSTRE-XXS", args.xxs_threshold)):
-        subset = select_subset([photograph for photograph in chosen if is_below(photograph, threshold)], queries)
-        if subset:
-            files.append(OutputFile(file_of(args, name), name, subset))
-        else:
-            reason = "subset without an instance that has both queries and gallery images"
-            findings.skip(reason, file_of(args, name))
-    return files
+    smallest = [photograph for photograph in chosen if is_below(photograph, args.xxs_threshold)]
+    subsets = {"INSTRE-XS": select_subset(chosen, queries), "INSTRE-XXS": select_subset(smallest, queries)}
+    for name in [name for name, subset in subsets.items() if not subset]:
+        findings.skip("subset without an instance that has both queries and gallery images", file_of(args, name))
+        del subsets[name]
+    return subsets
 
 
-def build_listed(args: argparse.Namespace, findings: Findings) -> list[OutputFile]:
-    """The one file that lists decide on."""
-    lists = read_lists(args.query_list, args.gallery_list, findings)
+def build_listed(args: argparse.Namespace, findings: Findings) -> dict[str, list[Member]]:
+    """The one set that lists decide on: name -> members."""
+    queries, gallery = read_lists(args.query_list, args.gallery_list, findings)
     prefix = "" if args.relative_paths else args.instre_root
-    listed = {**lists.queries, **lists.gallery}
+    listed = {**queries, **gallery}
     photographs = read_listed(args.instre_root, prefix, args.parts, listed, args.workers, findings)
     given = [threshold for threshold in (args.xs_threshold, args.xxs_threshold) if threshold is not None]
-    subset = select_listed(photographs, lists, min(given, default=None), findings)
+    subset = select_listed(photographs, queries, min(given, default=None), findings)
     missing = {True, False} - {member.is_query for member in subset}
     if missing:
         print_findings(findings)
         what, path = ("query", args.query_list) if True in missing else ("gallery image", args.gallery_list)
         raise SoirError(f"no {what} of the list {path} can be used, so nothing was written")
-    return [OutputFile(file_of(args, args.name), args.name, subset)]
+    return {args.name: subset}
 
 
 @exit_status()
@@ -345,22 +333,21 @@ def main() -> int:
         if threshold is not None and threshold < 1:
             findings.notice("threshold below 1 %: its unit is percent, 15 is 15 %", f"{option} {threshold:g}")
     rows: Rows = []
-    files = build_listed(args, findings) if args.query_list else build_subsets(args, rows, findings)
-    if not files:
+    subsets = build_listed(args, findings) if args.query_list else build_subsets(args, rows, findings)
+    if not subsets:
         print_findings(findings)
         raise SoirError(f"nothing was found under {args.instre_root} that can be used, so nothing was written")
 
-    lines = []
-    for path, name, subset in files:
+    written = []
+    for name, subset in subsets.items():
         rows.append((name, figures_of([m.photograph for m in subset], sum(m.is_query for m in subset))))
         annotations = make_annotations(subset, name)
-        size = save_annotations(annotations, path)
-        lines.append(f"wrote {path}: {counted(len(annotations), 'entry')}, {in_bytes(size)}")
+        size = save_annotations(annotations, file_of(args, name))
+        written.append(f"wrote {file_of(args, name)}: {counted(len(annotations), 'entry')}, {in_bytes(size)}")
     print_figures(rows)
     print_findings(findings)
     print()
-    for line in lines:
-        print(line)
+    print("\n".join(written))
     return 1 if args.strict and findings else 0
 
 

@@ -26,16 +26,16 @@ import sys
 from collections import Counter, defaultdict
 from typing import Any, Iterable, NamedTuple
 
-from soir import published, rle, rules
+from soir import geometry, published, rle, rules
 from soir.console import absolute_base, add_input_options, exit_status, instance_id, make_parser, png_name, positive
 from soir.detections import read_detections
 from soir.drawing import page_names, write_pages
-from soir.entry import Annotations, boxes_of, instances_of, masks_of
+from soir.entry import Annotations, boxes_of, instances_of, is_meant, masks_of
 from soir.files import SoirError, check_no_image, check_outputs, whole_file
 from soir.findings import Findings, counted, print_findings, printable, progress_bar, shorten
 from soir.forms import load_any_form, size_finder
 from soir.geometry import Size
-from soir.images import image_size
+from soir.images import image_size, is_rotated
 from soir.paths import find_root, full_path
 from soir.previews import Choice, draw_instances
 from soir.protocol import make_task
@@ -157,6 +157,8 @@ def check_paths(
             continue
         try:
             size = sizes[path] = image_size(full)
+            if is_rotated(full):
+                report.add("image-rotated", path)
         except OSError as error:
             if not path_exists(full):
                 report.add("path-missing", path)
@@ -190,6 +192,9 @@ def check_spellings(entries: Annotations, report: Report) -> None:
 def check_retrieval(entries: Annotations, relevant: dict[str, int], report: Report) -> None:
     """Check that queries have relevant images and instances have queries, within each set."""
     for name, (queries, gallery) in by_set(entries).items():
+        boxes = [box for part in (queries, gallery) for entry in part.values() for box in boxes_of(entry) if box]
+        if boxes and all(map(geometry.is_below_pixel, boxes)):
+            report.add("box-in-shares", label_of(name), f"{len(boxes):,} boxes")
         if not queries or not gallery:
             report.add("set-one-sided", label_of(name), "queries only" if queries else "gallery images only")
             continue
@@ -316,9 +321,12 @@ def main() -> int:
         raise SoirError(f"{args.ann_file} holds no entries, so there is nothing to check")
     check_no_image([args.report, args.preview], annotations, base_path)
     entries, relevant, sizes = check_all(annotations, base_path, args.skip_paths, args.sample_masks, report)
+    if args.set is not None and not any(is_meant(name, args.set) for name in by_set(entries)):
+        there = ", ".join(map(label_of, by_set(entries))) or "none"
+        raise SoirError(f"{args.ann_file} has no set {args.set}; its sets: {there[:1000]}")
     of_detections, detections = Findings(), None
     if args.detections:
-        detections = read_detections(args.detections, annotations, args.min_score, of_detections)
+        detections = read_detections(args.detections, annotations, args.min_score, of_detections, sizes)
     figures = statistics(entries, relevant, sizes, detections)
     errors, warnings = report.count("error"), report.count("warning")
     passed = not errors and not (args.strict and (warnings or of_detections))

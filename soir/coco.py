@@ -5,7 +5,7 @@ from __future__ import annotations
 import posixpath
 import random
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from contextlib import suppress
 from typing import Any, Iterator, NamedTuple
 
@@ -38,6 +38,10 @@ class Annotation(NamedTuple):
 
 # The keys of an image record that we use, and those of an annotation: some exporters give it a "file_name" too.
 KEYS = {"id", "file_name", "width", "height", *Annotation._fields}
+
+
+# So many image ids that several images have are an accident; more, up to 1 %, are too.
+A_FEW = 3
 
 
 class Coco(NamedTuple):
@@ -99,16 +103,29 @@ def join_images(files: dict[str, Coco], prefix: str, findings: Findings) -> list
 
     files  split -> its COCO file; an image that stands in several is of the last one's split
     Images are merged by file name: RoboTools has one image record per annotation, each with an id of its own.
-    Raises SoirError if all images of a split stand in another one too.
+    An image id that several images have is nobody's: which of them an annotation shows cannot be known.
+    Raises SoirError if all images of a split stand in another one too, or more than a few image ids are nobody's.
     """
     images: dict[str, GalleryImage] = {}
     contradicted: set[str] = set()
     for split, coco in files.items():
         names: dict[int, str] = {}  # by image id
         earlier = set(images)
+        owners: defaultdict[int, set[str]] = defaultdict(set)
+        for record in coco.images:
+            if is_id(record.get("id")) and isinstance(record.get("file_name"), str):
+                owners[record["id"]].add(posixpath.normpath(record["file_name"]))
+        shared = {number for number, own in owners.items() if len(own) > 1}
+        if len(shared) > max(A_FEW, len(owners) // 100):
+            first = min(shared)
+            examples = " and ".join(map(shorten, sorted(owners[first])[:2]))
+            are_shared = f"{len(shared):,} image ids of {split} are each that of several images"
+            raise SoirError(f"{prefix}: {are_shared}, as {first} of {examples}: give every image an id of its own")
         for record in coco.images:
             name = record.get("file_name")
-            if not is_id(record.get("id")) or record["id"] in names:
+            if is_id(record.get("id")) and record["id"] in shared:
+                findings.skip("image whose id another image has too", f"{prefix}: {shorten(name)}")
+            elif not is_id(record.get("id")) or record["id"] in names:
                 findings.skip("image record without an id of its own", f"{prefix}: {shorten(name)}")
             elif not is_safe(name):
                 reason = "image whose file name is no path inside its folder"
@@ -122,7 +139,10 @@ def join_images(files: dict[str, Coco], prefix: str, findings: Findings) -> list
                 images[name] = GalleryImage(f"{prefix}/{name}", name, split, size, annotations)
         for annotation in coco.annotations:
             number = annotation.image_id
-            if is_id(number) and number in names:
+            if is_id(number) and number in shared:
+                place = f"{prefix}: {split} annotation {shorten(annotation.id)}"
+                findings.skip("annotation whose image id is that of several images", place)
+            elif is_id(number) and number in names:
                 images[names[number]].annotations.append(annotation)
             else:
                 place = f"{prefix}: {split} annotation {shorten(annotation.id)}"
@@ -164,9 +184,6 @@ class GalleryObject(NamedTuple):
 EXPLAINED = 0.9
 LIKELY = 0.5
 
-# If every bbox of a set can be corners, and more than this share of them does not fit as x y width height, they are.
-MISFITS = 0.1
-
 
 class Contradictions:
     """The annotations of a set that contradict themselves. If they are many, the whole set may be meant otherwise."""
@@ -195,7 +212,9 @@ class Contradictions:
         meaning, share = likely_meaning(suspects)
         most_are_impossible = len(self.reaching) > half
         most_are_explained = len(suspects) > half and share > EXPLAINED
-        all_are_corners = self.are_corners and "corners" in meaning and len(self.loose) > MISFITS * self.annotations
+        all_are_corners = (
+            self.are_corners and "corners" in meaning and len(self.loose) > geometry.MISFITS * self.annotations
+        )
         if most_are_impossible or most_are_explained or all_are_corners:
             looks = f"it looks as if {meaning}" if share > LIKELY else "none of the usual mistakes explains it"
             raise SoirError(
@@ -227,7 +246,7 @@ def usable_objects(
             try:
                 mask, mask_box = rle.read_segmentation(annotation.segmentation, image.size)
             except ValueError as error:
-                if isinstance(annotation.segmentation, list):  # polygons in shares of the image show no pixel
+                if is_in_shares(annotation.segmentation):  # such polygons show no pixel
                     contradictions.reaching.append((annotation, image.size))
                 findings.skip(f"annotation without a usable mask ({error})", image.path)
                 continue
@@ -253,6 +272,16 @@ def usable_objects(
             num_ins = len(image.annotations)
         objects[instance, box] = GalleryObject(instance, box, mask, num_ins)
     return list(objects.values())
+
+
+def is_in_shares(segmentation: Any) -> bool:
+    """Whether a segmentation is polygons whose numbers all lie within 0..1, and are no pixels of 0 and 1."""
+    if not isinstance(segmentation, list) or not all(isinstance(p, list) and len(p) > 5 for p in segmentation):
+        return False
+    numbers = [number for polygon in segmentation for number in polygon]
+    return all(type(number) in (int, float) for number in numbers) and (
+        float in map(type, numbers) and geometry.is_in_shares(numbers)
+    )
 
 
 def usable_box(

@@ -10,8 +10,8 @@ Three kinds of files are read. A name that ends in .json is one of the last two:
 
 from __future__ import annotations
 
-from collections import defaultdict
-from typing import Any, Dict, Iterator, Tuple
+from collections import Counter, defaultdict
+from typing import Any, Dict, Iterator, Mapping, Tuple
 
 import numpy as np
 
@@ -30,10 +30,13 @@ Detections = Dict[str, np.ndarray]  # image path -> float64 [N, 4], the boxes (x
 Records = Iterator[Tuple[Any, Any, Any]]  # (image path, box, score) of a file: each may be anything
 
 
-def read_detections(path: str, annotations: Annotations, min_score: float, findings: Findings) -> Detections:
+def read_detections(
+    path: str, annotations: Annotations, min_score: float, findings: Findings, sizes: Mapping[str, Size] = {}
+) -> Detections:
     """Read the detections in the images of an annotation file.
 
     min_score  detections below it do not count
+    sizes      (height, width) of the images, as far as they are known: boxes that reach out of them are noticed
     Returns the boxes of every image that the file names. What cannot be used is added to the findings.
     Raises SoirError if the file holds no detections, names none of these images, or has boxes that are mostly shares of
     the image.
@@ -41,6 +44,7 @@ def read_detections(path: str, annotations: Annotations, min_score: float, findi
     known = {tidy_path(name): name for name in annotations if isinstance(name, str) and "\0" not in name}
     boxes: defaultdict[str, list[Any]] = defaultdict(list)
     other_paths: dict[str, None] = {}
+    below_limit: Counter[str] = Counter()
     records = read_results(path) if path.lower().endswith(".json") else read_captions(path, findings)
     for spelled, box, score in records:
         name = known.get(tidy_path(spelled)) if isinstance(spelled, str) else None
@@ -56,6 +60,8 @@ def read_detections(path: str, annotations: Annotations, min_score: float, findi
             findings.skip("detection whose box is no box of positive size", name)
         elif score >= min_score:
             found.append(box)
+        else:
+            below_limit[name] += 1
     if not boxes:
         there = f"paths like {next(iter(other_paths))}" if other_paths else next(iter(findings.skipped), "nothing")
         expected = shorten(next(iter(annotations)))
@@ -63,6 +69,19 @@ def read_detections(path: str, annotations: Annotations, min_score: float, findi
     in_shares = [geometry.is_in_shares(box) for found in boxes.values() for box in found]
     if sum(in_shares) > len(in_shares) / 2:
         raise geometry.shares_error(f"{sum(in_shares):,} of the {len(in_shares):,} boxes of {path}")
+    below = sum(below_limit.values())
+    if below and not any(boxes.values()):
+        findings.notice(f"detections whose score is below {min_score:g}, all {below:,}: logits? see --min-score", path)
+    outside = [
+        name
+        for name, found in boxes.items()
+        for box in (found if name in sizes else ())
+        if geometry.reach(box, (0, 0, sizes[name][1], sizes[name][0])) > geometry.TOLERANCE
+    ]
+    if outside:
+        of_all = f"{len(outside):,} of {len(in_shares):,}"
+        reason = f"detections whose box reaches out of its image, {of_all}: in another frame, as the padded square?"
+        findings.notice(reason, outside[0])
     for other in other_paths:
         findings.skip("path that is no image of the annotation file", other)
     for name, entry in annotations.items():

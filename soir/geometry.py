@@ -22,6 +22,10 @@ TOLERANCE = 1
 MASK_REACH = 2
 LOOSE_IOU = 0.5
 
+# If the boxes of a source can all be read as corners, and more than this share of them do not fit their images as
+# x y width height, then corners is what they are.
+MISFITS = 0.1
+
 
 def is_coordinate(value: Any) -> bool:
     """Whether a value of a file is a number of pixels: no bool, no text, not NaN, not beyond MAX_COORDINATE."""

@@ -77,6 +77,14 @@ def image_size(path: str) -> tuple[int, int]:
     return _jpeg_size(start) or _size_by_pillow(path)
 
 
+def is_rotated(path: str) -> bool:
+    """Whether a photograph is stored turned, with an EXIF orientation by which viewers, and labelling tools, show it
+    upright. Here, and in Pillow, its pixels are those that are stored. Raises OSError, as `read_image` does."""
+    with open_regular(path) as file:
+        start = file.read(HEADER)
+        return (b"Exif\0\0" in start or b"eXIf" in start) and _open(file, path).getexif().get(0x0112, 1) != 1
+
+
 def whole_image_size(path: str) -> tuple[int, int]:
     """(height, width) of an image, as `image_size`. Raises OSError also if the image data is cut off.
 

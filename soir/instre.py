@@ -80,10 +80,10 @@ class ImageFiles(NamedTuple):
 class PhotographReading(NamedTuple):
     """What reading an image and its box file gave."""
 
-    faults: list[str]
+    errors: list[str]  # of the image, its box file and the lines of that
     boxes: list[Box] = []  # half-open, clipped to the image
     share: float = 0.0  # of the largest box, in % of the image
-    detail: str = ""  # of the fault: what the decoder said
+    detail: str = ""  # of the error: what the decoder said
     is_clipped: bool = False  # a box reached out of the image
     is_fractional: bool = False  # the numbers of a box all lie within 0..1
     is_readable: bool = True  # the image
@@ -116,7 +116,7 @@ def read_part(root: str, prefix: str, part_name: str, workers: int, findings: Fi
     Raises SoirError if the part is missing, two of its folders get the same id, or its boxes are no pixels.
     """
     part = find_part(root, part_name)
-    return read_photographs(part, pair_files(part, findings), prefix, workers, findings)
+    return read_photographs(part, pair_files(part, None, findings), prefix, workers, findings)
 
 
 def read_listed(
@@ -132,7 +132,7 @@ def read_listed(
     for name in PARTS:
         if name in named and name in part_names:
             part = find_part(root, name)
-            pairs = pair_listed_files(part, listed, findings)
+            pairs = pair_files(part, listed, findings)
             photographs += read_photographs(part, pairs, prefix, workers, findings, are_listed=True)
             for pair in pairs:
                 left.pop(key_of(pair.name), None)
@@ -190,39 +190,30 @@ def match_names(folder: str, lower_name: str) -> list[str]:
         raise SoirError(f"cannot read the folder {folder} ({error.strerror}): {hint}") from error
 
 
-def pair_files(part: Part, findings: Findings) -> list[ImageFiles]:
-    """List the images of a part that have a box file, which is the .txt of the same name."""
+def pair_files(part: Part, listed: Container[str] | None, findings: Findings) -> list[ImageFiles]:
+    """List the images of a part, each with its box file, which is the .txt of the same name.
+
+    listed  the keys of the images to list, also of those without a box file; None for all that have one
+    """
     pairs = []
     for folder in find_folders(part, findings):
         images, other_images = one_per_stem(image_names(folder.path))
         boxes, other_boxes = box_files(folder.path)
         for name in other_images:
-            findings.skip("second photograph of the same name", f"{folder.place}/{name}")
+            if listed is None or key_of(ImageFiles(folder, name, None).name) in listed:
+                findings.skip("second photograph of the same name", f"{folder.place}/{name}")
+        found = [ImageFiles(folder, name, boxes.get(stem)) for stem, name in images.items()]
+        if listed is not None:
+            pairs += [pair for pair in found if key_of(pair.name) in listed]
+            continue
+        pairs += [pair for pair in found if pair.boxes]
+        for pair in found:
+            if not pair.boxes:
+                findings.skip("image without its .txt", pair.place)
         for name in other_boxes:
             findings.skip("second .txt of the same image", f"{folder.place}/{name}")
-        for stem, name in images.items():
-            if stem in boxes:
-                pairs.append(ImageFiles(folder, name, boxes[stem]))
-            else:
-                findings.skip("image without its .txt", f"{folder.place}/{name}")
         for stem in sorted(boxes.keys() - images.keys()):
             findings.skip(".txt without its image", f"{folder.place}/{boxes[stem]}")
-    return pairs
-
-
-def pair_listed_files(part: Part, listed: Container[str], findings: Findings) -> list[ImageFiles]:
-    """List the images of a part that a list names, by their keys, each with its box file if there is one."""
-    pairs = []
-    for folder in find_folders(part, findings):
-        images, other_images = one_per_stem(image_names(folder.path))
-        boxes, _ = box_files(folder.path)
-        for stem, name in images.items():
-            pair = ImageFiles(folder, name, boxes.get(stem))
-            if key_of(pair.name) in listed:
-                pairs.append(pair)
-        for name in other_images:
-            if key_of(ImageFiles(folder, name, None).name) in listed:
-                findings.skip("second photograph of the same name", f"{folder.place}/{name}")
     return pairs
 
 
@@ -291,30 +282,26 @@ def read_photographs(
     Raises SoirError if the boxes of most of them are shares of the image, or all look like corners.
     """
     photographs: list[Photograph] = []
-    fractional = clipped = corners = boxed = 0
-    folder, folder_path = None, ""
+    boxed: list[PhotographReading] = []  # those that have boxes
+    fractional = clipped = 0
     with map_ordered(read_photograph, pairs, workers, f"INSTRE-{part.name}") as readings:
         for reading, pair in zip(readings, pairs):
             fractional += reading.is_fractional
             clipped += reading.is_clipped
-            boxed += bool(reading.boxes)
-            corners += bool(reading.boxes) and reading.are_corners
+            if reading.boxes:
+                boxed.append(reading)
             boxes = usable_boxes(pair, reading, are_listed, findings)
             if boxes:
-                if pair.folder is not folder:  # pairs come folder by folder
-                    folder = pair.folder
-                    folder_path = tidy_path(prefix, folder.place)
-                path, key = f"{folder_path}/{pair.image}", key_of(pair.name)
-                ids = list(pair.folder.instances)
+                path, ids = tidy_path(prefix, pair.place), list(pair.folder.instances)
                 instances = ids if part.name == "M" else ids * len(boxes)
                 share = 100.0 if None in boxes else reading.share
-                photograph = Photograph(path, pair.name, key, part.name, pair.folder.name, boxes, instances, share)
-                photographs.append(photograph)
+                where = path, pair.name, key_of(pair.name), part.name, pair.folder.name
+                photographs.append(Photograph(*where, boxes, instances, share))
     if fractional > len(pairs) / 2:
         raise geometry.shares_error(f"the boxes of {fractional:,} of the {len(pairs):,} images of {part.path}")
-    if boxed and corners == boxed and clipped > 0.1 * boxed:
+    if clipped > geometry.MISFITS * len(boxed) and all(reading.are_corners for reading in boxed):
         raise SoirError(
-            f"the boxes of {clipped:,} of the {boxed:,} images of {part.path} reach out of their image, and all "
+            f"the boxes of {clipped:,} of the {len(boxed):,} images of {part.path} reach out of their image, and all "
             "could be corners x1 y1 x2 y2: x y width height are expected"
         )
     return photographs
@@ -328,14 +315,14 @@ def usable_boxes(pair: ImageFiles, reading: PhotographReading, is_listed: bool, 
     """
     is_kept = is_listed and reading.is_readable
     boxes: list[EntryBox] = list(reading.boxes)
-    for fault in reading.faults:
+    for error in reading.errors:
         if is_kept:
-            findings.notice(f"listed image with a {fault}", pair.place)
+            findings.notice(f"listed image with a {error}", pair.place)
         else:
-            findings.skip(fault, pair.place, reading.detail)
+            findings.skip(error, pair.place, reading.detail)
     if reading.is_clipped:
         findings.notice("box that reaches out of its image, clipped", pair.place)
-    if pair.folder.part.name == "M" and boxes and (reading.faults or len(boxes) != 2):
+    if pair.folder.part.name == "M" and boxes and (reading.errors or len(boxes) != 2):
         boxes = []  # it would be a guess which line belongs to which object
         if is_kept:
             findings.notice("listed image of INSTRE-M without two boxes, as a whole", pair.place)
@@ -360,7 +347,7 @@ def read_photograph(pair: ImageFiles) -> PhotographReading:
     lines = [line for line in data.decode("utf-8-sig", "replace").splitlines() if line.strip()]
     if not lines:
         return PhotographReading([".txt that is empty"])
-    faults: list[str] = []
+    errors: list[str] = []
     boxes: list[Box] = []
     seen: set[Box] = set()
     is_clipped = is_fractional = False
@@ -369,11 +356,11 @@ def read_photograph(pair: ImageFiles) -> PhotographReading:
         numbers = parse_line(line)
         box = geometry.xyxy_of(numbers)
         if numbers is None:
-            faults.append("line that is not four numbers x y w h")
+            errors.append("line that is not four numbers x y w h")
         elif box is None:
-            faults.append("box of no positive size")
+            errors.append("box of no positive size")
         elif box in seen:
-            faults.append("line that stands twice")
+            errors.append("line that stands twice")
         else:
             seen.add(box)
             x1, y1, x2, y2 = numbers
@@ -381,14 +368,14 @@ def read_photograph(pair: ImageFiles) -> PhotographReading:
             is_fractional |= geometry.is_in_shares(numbers)
             inside = geometry.clip(box, size)
             if inside is None:
-                faults.append("box outside of its image")
+                errors.append("box outside of its image")
             elif geometry.is_below_pixel(inside):
-                faults.append("box that is less than a pixel wide or high")
+                errors.append("box that is less than a pixel wide or high")
             else:
                 is_clipped |= inside != box
                 boxes.append(inside)
     share = max((geometry.share(box, size) for box in boxes), default=0)
-    return PhotographReading(faults, boxes, share, "", is_clipped, is_fractional, True, are_corners)
+    return PhotographReading(errors, boxes, share, "", is_clipped, is_fractional, True, are_corners)
 
 
 NUMBER = re.compile(r"[-+]?[0-9]{1,12}(\.[0-9]{0,12})?")

@@ -6,6 +6,7 @@ import os
 import posixpath
 import re
 import unicodedata
+from contextlib import suppress
 from typing import Any, Callable, Iterable
 
 
@@ -37,13 +38,21 @@ def full_path(path: str, base_path: str | None) -> str | None:
 
 
 def find_root(root: str, paths: list[str]) -> str | None:
-    """A folder one level below or above `root` that holds all of the paths; None if there is none. For hints."""
-    try:
-        folders = [os.path.join(root, name) for name in sorted(os.listdir(root))]
-    except OSError:
-        return None
+    """A folder up to three levels below `root`, or the one above it, that holds all of the paths, or None.
+
+    For hints: of each level, the first thousand folders are looked at.
+    """
+    level, folders = [root], []
+    for _ in range(3):
+        below: list[str] = []
+        for folder in level:
+            with suppress(OSError):
+                below += sorted(entry.path for entry in os.scandir(folder) if entry.is_dir())
+        level = below[:1000]
+        folders += level
     folders.append(os.path.dirname(os.path.abspath(root)))
-    return next((f for f in folders if all(os.path.exists(os.path.join(f, path)) for path in paths)), None)
+    found = (folder for folder in folders if all(os.path.exists(os.path.join(folder, path)) for path in paths))
+    return next((os.path.normpath(folder) for folder in found), None)
 
 
 def spelling_finder(names: Iterable[str]) -> Callable[[Any], str | None]:

@@ -141,17 +141,23 @@ def boxes_in_pixels(task: Task, position: int, boxes: list[EntryBox]) -> list[Bo
     return [geometry.in_pixels(box, size) for box, size in zip(boxes, sizes) if size is not None]
 
 
+def count_looked_at(ranks: np.ndarray) -> int:
+    """Of how many hits, by rank, some metric looks at the box: those up to the largest K, and the first one."""
+    return max(int(np.count_nonzero(ranks <= RANKS[-1])), min(1, len(ranks)))
+
+
 def make_hits(task: Task, number: int, ranks: np.ndarray, positions: np.ndarray, boxes: np.ndarray | None) -> Hits:
-    """The hits of a query, with the IoU of those boxes that some metric looks at: up to the largest K, and the first.
+    """The hits of a query, with the IoU of those boxes that some metric looks at.
 
     ranks, positions  int64 [H]: of the relevant images, by rank
-    boxes             float64 [H, 4]: what the run takes for the object, (x1, y1, x2, y2) or NaN; None: it has no boxes
+    boxes             float64 [N, 4]: what the run takes for the object, (x1, y1, x2, y2) or NaN, in at least the first
+                      `count_looked_at` of them; None: it has no boxes
     """
     if boxes is None:
         return Hits(number, ranks, None)
     shown = shown_of(task.annotations[task.queries[number]], task.shows)
     ious = np.full(len(ranks), np.nan)
-    for index in range(max(int(np.count_nonzero(ranks <= RANKS[-1])), min(1, len(ranks)))):
+    for index in range(count_looked_at(ranks)):
         ious[index] = 0
         if not np.isnan(boxes[index, 0]):
             box, position = tuple(boxes[index].tolist()), int(positions[index])

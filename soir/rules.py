@@ -41,6 +41,7 @@ ERRORS = {
     "mask-size": "the masks of an image differ in size",
     "query-box": "the box of a query is not the box of its mask",
     "gallery-box": "the mask of an object reaches out of its box",
+    "box-in-shares": "all boxes of a set are below a pixel: shares of the image, where pixels are expected",
 }
 WARNINGS = {
     "form-set": "no set is named: read as one set without a name",
@@ -61,6 +62,7 @@ WARNINGS = {
     "set-case": "the name of a set differs from that of a known one in upper and lower case only",
     "gallery-box-loose": "the box of an object is far larger than its mask: does it include hidden parts?",
     "object-repeated": "an image has the same instance with the same box twice",
+    "image-rotated": "a photograph has an EXIF orientation: its boxes are to fit its pixels as stored",
     "box-below-pixel": "a box is less than a pixel wide or high: shares of the image, not pixels?",
     "query-unanswered": "no gallery image is relevant to the query",
     "instance-unqueried": "an instance of the gallery has no query",

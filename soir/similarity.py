@@ -14,7 +14,7 @@ import numpy as np
 
 from soir.features import CHUNK, Features, as_float32
 from soir.findings import progress_bar
-from soir.protocol import Hits, Ranking, Task, make_hits, tie_bounds
+from soir.protocol import Hits, Ranking, Task, count_looked_at, make_hits, tie_bounds
 
 # Similarities that are held at a time, 128 MB: of 580 queries to 55,000 images. In blocks of half the size, the product
 # would take 10 % longer; of three times the size, 15 % less.
@@ -56,7 +56,8 @@ def find_by_features(features: Features, task: Task) -> Iterator[Hits]:
         ranks, images = rank_images(scored.images, images[images >= 0])
         boxes = None
         if features.boxes is not None:
-            boxes = features.boxes[[best_object(scored, image) for image in images.tolist()]]
+            looked_at = images[: count_looked_at(ranks)].tolist()
+            boxes = features.boxes[[best_object(scored, image) for image in looked_at]]
         hits = make_hits(task, scored.number, ranks, columns.positions[images], boxes)
         if columns.copies is not None:  # else no two images have the same vector, and hardly the same similarity
             scores = scored.images[images]

@@ -337,6 +337,48 @@ def test_records_of_an_image_that_differ_in_size_are_not_believed(tiny, which, s
 # -------------------------------------------------------------------------------------------------- whatever is in them
 
 
+def with_ids(tiny, count, shared):
+    """Train with so many images more, of which the first `shared` pairs have one id each, and an object each."""
+    names = [f"images/{number + 10:06d}.jpg" for number in range(count)]
+    for number, name in enumerate(names):
+        tiny.save_image(f"OWID/P2/{name}")
+        image_id = 100 + (number // 2 if number < 2 * shared else number)
+        tiny.train["images"].append({"id": image_id, "file_name": name, "width": WIDTH, "height": HEIGHT})
+        annotation = {**copy.deepcopy(tiny.train["annotations"][0]), "id": 100 + number, "image_id": image_id}
+        tiny.train["annotations"].append(annotation)
+    tiny.write_json()
+    return [f"OWID/P2/{name}" for name in names]
+
+
+@pytest.mark.parametrize("shared", [1, 2, 3])
+def test_an_image_id_of_two_images_is_nobodys(tiny, shared):
+    names = with_ids(tiny, 10, shared)
+    done, annotations = tiny.create("--strict")
+    assert reasons(done, "skipped") == {
+        "image whose id another image has too": 2 * shared,
+        "annotation whose image id is that of several images": 2 * shared,
+    }
+    assert [name for name in names if name in annotations] == names[2 * shared :]
+    assert all(len(annotations[name]["ins"]) == 1 for name in names[2 * shared :])
+
+
+def test_many_image_ids_of_two_images_end_the_run(tiny):
+    with_ids(tiny, 10, 4)
+    done, annotations = tiny.create()
+    refused(done, "4 image ids of train are each that of several images, as 100 of images/000010.jpg and")
+    assert annotations is None
+
+
+@pytest.mark.parametrize("form", ["runs", "pixels", "text"])
+def test_masks_that_cannot_be_read_are_no_contradictions(tiny, form):
+    """Run lengths as if they were a polygon, rows of pixels, and text."""
+    masks = {"runs": lambda m: [coco_list(m)["counts"]], "pixels": lambda m: m.tolist(), "text": lambda m: "RLE"}
+    annotate(tiny, masks=masks[form])
+    done, _ = tiny.create()
+    assert reasons(done, "skipped").popitem()[0].startswith("annotation without a usable mask (")
+    assert "contradict" not in done.stdout + done.stderr
+
+
 def damages():
     """Name -> change of an annotation, of every kind that the tests know."""
     rng = np.random.RandomState(0)

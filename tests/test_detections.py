@@ -124,3 +124,32 @@ def test_files_without_usable_detections_are_refused(file, content):
     sources = [save(file.parent, content, "captions.pt"), write_json(file.parent, content, "results.json")]
     for source in [*sources, file.parent / "gone.pt"]:
         refused(verify(file, file.parent, "--detections", source)[0])
+
+
+@pytest.mark.parametrize(
+    "change, is_noticed",
+    [
+        (lambda box: box, False),
+        (lambda box: [v * 64 / 48 for v in box], True),  # in the square that a detector sees
+        (lambda box: [v * 1000 / 64 for v in box], True),
+        (lambda box: [*box[:2], 64.9, 48.9], False),  # rounding
+        (lambda box: [*box[:2], 65.1, 40], True),
+    ],
+    ids=["pixels", "square", "thousand", "rounded", "a pixel"],
+)
+def test_detections_in_another_frame_are_noticed(file, change, is_noticed):
+    found = {path: detected(*map(change, ((0, 0, 10, 10), (30, 30, 60, 47)))) for path in ("g0.png", "g1.png")}
+    done, report = count(file, found)
+    reasons = list(report["detections"]["noticed"])
+    assert [reason for reason in reasons if "reaches out of its image" in reason and " of 4:" in reason] == (
+        reasons if is_noticed else []
+    )
+    assert count(file, found, "--strict")[0].returncode == int(is_noticed)
+
+
+@pytest.mark.parametrize("score, is_noticed", [(-3.2, True), (0.199, True), (0.2, False)])
+def test_scores_of_which_none_reaches_the_limit_are_noticed(file, score, is_noticed):
+    found = {path: detected((0, 0, 10, 10), (5, 5, 9, 9), scores=[score] * 2) for path in ("g0.png", "g1.png")}
+    _, report = count(file, found)
+    reason = "detections whose score is below 0.2, all 4: logits? see --min-score"
+    assert (reason in report["detections"]["noticed"]) is is_noticed

@@ -344,7 +344,8 @@ BOXES = {
 @pytest.mark.parametrize("name", BOXES)
 def test_a_preview_is_drawn_whatever_the_boxes(pictures, name):
     box, preview = BOXES[name], pictures / "preview.png"
-    anns = save(pictures, {"q0.png": make_query(bbox=box), "g0.png": make_photograph(bbox=[box])})
+    photograph = make_photograph([1, 2], bbox=[box, (30, 30, 40, 40)])
+    anns = save(pictures, {"q0.png": make_query(bbox=box), "g0.png": photograph})
     rankings = write_json(pictures, {"q0.png": [["g0.png", 1, box]]})
     for script, *options in (
         ("verify_dataset.py", "--skip-paths"),

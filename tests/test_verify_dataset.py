@@ -8,7 +8,7 @@ import time
 import numpy as np
 import pytest
 from conftest import run_here
-from helpers import compressed, make_photograph, make_query, rectangle, save, verify
+from helpers import compressed, make_photograph, make_query, rectangle, refused, save, verify
 from PIL import Image
 
 import verify_dataset
@@ -338,12 +338,42 @@ def test_paths_that_begin_above_are_checked_in_linear_time():
     assert seconds[1] < 40 * seconds[0]
 
 
+@pytest.mark.parametrize("width, is_error", [(1, True), (0.5, True), (100, False)])
+def test_boxes_that_are_all_shares_of_the_image_are_an_error(tmp_path, width, is_error):
+    """One box of pixels is enough for the others to be odd ones."""
+    share = (0.1, 0.2, 0.9, 0.7)
+    entries = {"q.png": make_query(bbox=share), "g.png": make_photograph([1, 2], bbox=[share, (0, 0, width - 0.1, 1)])}
+    done, report = verify(save(tmp_path, entries), tmp_path, "--skip-paths")
+    assert (done.returncode, report["checks"]["box-in-shares"]["count"]) == (int(is_error), int(is_error))
+
+
+@pytest.mark.parametrize("orientation, is_noticed", [(None, False), (1, False), (3, True), (6, True), (8, True)])
+@pytest.mark.parametrize("ending", ["jpg", "png"])
+def test_a_photograph_that_is_stored_turned_is_a_warning(tmp_path, orientation, is_noticed, ending):
+    exif = Image.Exif()
+    if orientation:
+        exif[0x0112] = orientation
+    for name in ("q", "g"):
+        Image.new("RGB", (64, 48)).save(str(tmp_path / f"{name}.{ending}"), exif=exif)
+    entries = {f"q.{ending}": make_query(), f"g.{ending}": make_photograph()}
+    done, report = verify(save(tmp_path, entries), tmp_path)
+    assert (done.returncode, report["checks"]["image-rotated"]["count"]) == (0, 2 * is_noticed)
+
+
+def test_a_set_that_is_not_there_is_named_with_those_that_are(tiny):
+    file = save(tiny.root, tiny.annotations())
+    done = run_here("verify_dataset.py", file, "--base-path", tiny.root, "--set", "robotool", "--preview", "out.png")
+    refused(done, "has no set robotool; its sets: OWID, RoboTools")
+
+
 def test_every_check_can_be_made_to_find_something(tiny):
     _, report = check(tiny, tiny.annotations())
     # test_forms.py has those of other forms, and of sets of any name.
     forms = {"mask-list", "mask-row-major", "mask-inverted", "mask-polygons", "query-box-inclusive", "query-mask-empty"}
-    forms |= {f"form-{what}" for what in ("set", "role", "label", "box", "single", "num-ins")}
-    elsewhere = {"path-twice", "mask-size", "mask-mixed", "set-case", *forms} - set(DAMAGE)
+    forms |= {f"form-{what}" for what in ("set", "role", "label", "box", "single", "num-ins", "is-val", "dense")}
+    elsewhere = {"path-twice", "mask-size", "mask-mixed", "set-case", "box-in-shares", "image-rotated", *forms} - set(
+        DAMAGE
+    )
     assert set(DAMAGE) | elsewhere == set(report["checks"])
 
 
