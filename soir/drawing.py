@@ -154,12 +154,9 @@ def short_names(paths: Iterable[str]) -> dict[str, str]:
     names = {}
     for path in paths:
         parts = path.split("/")
-        names[path] = path
-        for count in range(1, len(parts)):
-            end = "/".join(parts[-count:])
-            if sum(other == end or other.endswith("/" + end) for other in paths) == 1:
-                names[path] = end
-                break
+        ends = ["/".join(parts[-count:]) for count in range(1, len(parts))]
+        own = (end for end in ends if sum(f"/{other}".endswith(f"/{end}") for other in paths) == 1)
+        names[path] = next(own, path)
     return names
 
 

@@ -63,7 +63,7 @@ def draw_instances(
             for instance in both
             for path in gallery_of[instance]
         }
-        for instance in choose_instances(both, gallery_of, shares, choice):
+        for instance in instances_to_draw(both, gallery_of, shares, choice):
             rng = random.Random(instance)
             shown_queries = rng.sample(queries_of[instance], min(choice.queries, len(queries_of[instance])))
             paths = list(gallery_of[instance])
@@ -73,9 +73,9 @@ def draw_instances(
                 paths.sort(key=lambda path: shares[path, instance])
             paths = paths[: choice.gallery]
             names = short_names([*shown_queries, *paths])
-            tiles = [
-                tile for path in shown_queries for tile in query_tiles(path, names[path], queries[path], base_path)
-            ]
+            tiles = []
+            for path in shown_queries:
+                tiles += query_tiles(path, names[path], queries[path], base_path)
             for path in paths:
                 tiles += gallery_tiles(path, names[path], gallery[path], instance, base_path)
             rows.append((f"{label_of(name)}, instance {instance}", tiles))
@@ -95,14 +95,11 @@ def group_by_instance(entries: Annotations) -> dict[int, list[str]]:
 
 def share_of_instance(entry: Entry, instance: int, size: Size | None) -> float:
     """The smallest share, in % of the image, that a box of an instance covers; infinite if nobody knows."""
-    return (
-        min((geometry.share(box, size) for box in boxes_of_instance(entry, instance)), default=math.inf)
-        if size
-        else math.inf
-    )
+    boxes = boxes_of_instance(entry, instance) if size else []
+    return min((geometry.share(box, size) for box in boxes if size), default=math.inf)
 
 
-def choose_instances(
+def instances_to_draw(
     instances: list[int], gallery_of: dict[int, list[str]], shares: dict[tuple[str, int], float], choice: Choice
 ) -> list[int]:
     """The instances to draw, of those of a set that have queries and gallery images."""
@@ -130,7 +127,7 @@ def query_tiles(path: str, name: str, entry: Entry, base_path: str | None) -> li
 
 
 def sound_masks(masks: Iterable[Any]) -> list[np.ndarray]:
-    """The pixels of masks; one with a fault, which verify_dataset.py tells, is left out."""
+    """The pixels of masks; one with an error, which verify_dataset.py tells, is left out."""
     sound = []
     for mask in masks:
         with suppress(ValueError):

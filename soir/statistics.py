@@ -151,25 +151,18 @@ def label_of(set_name: str) -> str:
 
 def print_summary(annotations: Annotations) -> None:
     """Print a table with one row per set."""
-    queries: Counter[str] = Counter()
-    images: Counter[str] = Counter()
-    boxes: Counter[str] = Counter()
-    instances: defaultdict[str, set[int]] = defaultdict(set)
-    for entry in annotations.values():
-        name = entry["set"]
-        instances[name].update(instances_of(entry))
-        if entry["is_query"]:
-            queries[name] += 1
-        else:
-            images[name] += 1
-            boxes[name] += len(entry["bbox"])
     rows = [["set", "queries", "gallery images", "boxes", "instances"]]
-    for name in list(instances)[:MAX_SETS]:
-        figures = queries[name], images[name], boxes[name], len(instances[name])
+    sets = by_set(annotations)
+    names = list(dict.fromkeys(entry["set"] for entry in annotations.values()))
+    for name in names[:MAX_SETS]:
+        queries, gallery = sets[name]
+        boxes = sum(len(entry["bbox"]) for entry in gallery.values())
+        instances = {i for part in sets[name] for entry in part.values() for i in instances_of(entry)}
+        figures = len(queries), len(gallery), boxes, len(instances)
         rows.append([label_of(name), *(f"{figure:,}" for figure in figures)])
     print_table(rows)
-    if len(instances) > MAX_SETS:
-        print(f"and {len(instances) - MAX_SETS:,} more sets")
+    if len(names) > MAX_SETS:
+        print(f"and {len(names) - MAX_SETS:,} more sets")
 
 
 def print_statistics(figures: dict[str, dict[str, Any]]) -> None:
