@@ -51,7 +51,7 @@ def draw_instances(
             for instance in both
             for path in gallery_of[instance]
         }
-        for instance in choose_instances(both, gallery_of, shares, choice):
+        for instance in instances_to_draw(both, gallery_of, shares, choice):
             rng = random.Random(instance)
             shown_queries = rng.sample(queries_of[instance], min(choice.queries, len(queries_of[instance])))
             paths = list(gallery_of[instance])
@@ -86,7 +86,7 @@ def share_of_instance(entry: Entry, instance: int, size: Size | None) -> float:
     return min(geometry.share(box, size) for box in boxes_of_instance(entry, instance))
 
 
-def choose_instances(
+def instances_to_draw(
     instances: list[int], gallery_of: dict[int, list[str]], shares: dict[tuple[str, int], float], choice: Choice
 ) -> list[int]:
     """The instances to draw, of those of a set that have queries and gallery images."""
