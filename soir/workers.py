@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Callable, Iterator, Sequence, TypeVar
 
 if TYPE_CHECKING:
-    from concurrent.futures import Future
+    from concurrent.futures import Future, ProcessPoolExecutor
 
 from soir.files import SoirError
 from soir.findings import progress_bar
@@ -45,7 +45,7 @@ def map_ordered(
     workers = min(workers, len(batches))
     with progress_bar(title, total=len(items)) as progress:
         if workers <= 1:
-            yield _one_by_one(([function(item)] for item in items), progress)
+            yield _one_by_one(([function(item)] for item in items), len(items), progress)
             return
         # Here, not above: --help and a run with one worker have no need of them, and they take 4 ms.
         from concurrent.futures.process import BrokenProcessPool, ProcessPoolExecutor
@@ -53,10 +53,9 @@ def map_ordered(
         pool = ProcessPoolExecutor(workers, initializer=_start_worker, initargs=(os.getpid(),))
         futures: list[Future[list[Result]]] = []
         try:
-            with _starting():
-                futures.extend(pool.submit(_work, function, batch) for batch in batches)
+            _submit(pool, function, batches, futures)
             # Those that are done with are forgotten, since they hold their results.
-            yield _one_by_one((futures.pop(0).result() for _ in batches), progress)
+            yield _one_by_one((futures.pop(0).result() for _ in batches), len(items), progress)
         except BrokenProcessPool as error:
             reason = "a worker process died (killed, or out of memory)"
             raise SoirError(f"{reason}: run again, perhaps with fewer --workers") from error
@@ -66,22 +65,35 @@ def map_ordered(
             pool.shutdown()
 
 
-@contextmanager
-def _starting() -> Iterator[None]:
-    """While workers start, delay Ctrl-C and SIGTERM: a start that is broken off could leave one that waits forever.
-
-    The handlers are replaced, since a mask of signals holds for one thread, and NumPy has others that would take them.
-    """
-    came: list[int] = []
-    is_main = threading.current_thread() is threading.main_thread()  # an interrupt meets only this one
-    delayed = (signal.SIGINT, signal.SIGTERM) if is_main else ()
-    old = {n: signal.signal(n, lambda number, _: came.append(number)) for n in delayed}
+def _submit(
+    pool: ProcessPoolExecutor,
+    function: Callable[[Item], Result],
+    batches: Sequence[Sequence[Item]],
+    futures: list[Future[list[Result]]],
+) -> None:
+    """Start the workers, with all of the batches; add what will be the results to `futures`."""
     try:
-        yield
+        with _signals_later():
+            futures.extend(pool.submit(_work, function, batch) for batch in batches)
     except OSError as error:
         for process in multiprocessing.active_children():  # they have no work yet, and nobody to give them any
             process.kill()
         raise SoirError(f"cannot start worker processes ({error}): use fewer --workers") from error
+
+
+@contextmanager
+def _signals_later() -> Iterator[None]:
+    """Delay Ctrl-C and SIGTERM: a start of workers that is broken off could leave one that waits forever.
+
+    The handlers are replaced, since a mask of signals holds for one thread, and NumPy has others that would take them.
+    """
+    if threading.current_thread() is not threading.main_thread():  # an interrupt meets only the main one
+        yield
+        return
+    came: list[int] = []
+    old = {n: signal.signal(n, lambda number, _: came.append(number)) for n in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
     finally:
         for number, handler in old.items():
             signal.signal(number, handler)
@@ -89,10 +101,18 @@ def _starting() -> Iterator[None]:
         os.kill(os.getpid(), came[0])
 
 
-def _one_by_one(batches: Iterator[list[Result]], progress: Any) -> Iterator[Result]:
+def _one_by_one(batches: Iterator[list[Result]], expected: int, progress: Any) -> Iterator[Result]:
+    """The results in batches. Raises SoirError at the end if they are not as many as expected: whoever pairs them with
+    the items would have given some to the wrong ones."""
     for results in batches:
         progress.update(len(results))
+        expected -= len(results)
         yield from results
+    if expected:
+        raise SoirError(f"{abs(expected):,} results of the workers are missing or too many: run again with --workers 1")
+
+
+# ------------------------------------------------------------------------------------------------------- in the workers
 
 
 def _start_worker(starter: int) -> None:
