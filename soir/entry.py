@@ -35,7 +35,7 @@ SETS = {
     "INSTRE-XXS": SetRules(query_masks=False, gallery_masks=False, boxes=False),
 }
 
-# The set of entries that name none, as those of the basic form (see soir_forms.py).
+# The set of entries that name none, as those of the basic form (see soir/forms.py).
 NO_SET = ""
 
 SPLITS = ("train", "val", "test")
@@ -138,7 +138,7 @@ def difficulty(occurrences: int) -> str:
 
 
 def read_annotations(path: str) -> Annotations:
-    """Load an annotation file, which need not be trusted: nothing in it is executed (see soir_loading.py).
+    """Load an annotation file, which need not be trusted: nothing in it is executed (see soir/torch_files.py).
 
     Returns a dict, image path -> entry. The entries have not been checked: see `entry_faults`.
     Raises SoirError if the file is missing, or is no torch file of one dict of plain values.
