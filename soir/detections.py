@@ -126,8 +126,7 @@ def read_results(path: str) -> Records:
     if not isinstance(records, list):
         raise SoirError(f'{path} holds no detections: expected COCO results, a list of {{"image_id", "bbox", "score"}}')
     for record in records:
-        if not isinstance(record, dict):
-            record = {}
+        record = record if isinstance(record, dict) else {}
         name = record.get("image_id")
         if is_id(name) and name in names:
             name = names[name]

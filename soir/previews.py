@@ -62,8 +62,8 @@ def draw_instances(
             paths = paths[: choice.gallery]
             names = short_names([*shown_queries, *paths])
             tiles: list[Tile] = []
-            for path in [*shown_queries, *paths]:
-                tiles += entry_tiles(path, names[path], entries[path], instance, base_path)
+            for path, short in names.items():
+                tiles += entry_tiles(path, short, entries[path], instance, base_path)
             rows.append((f"{label_of(name)}, instance {instance}", tiles))
     if rows and not any(tile.image for _, tiles in rows for tile in tiles):
         raise SoirError("no image of the preview can be read: name the folder that their paths start at, --base-path")
