@@ -1,8 +1,8 @@
-"""What an entry of an annotation file is: its fields, the sets, and every rule that an entry keeps.
+"""What an entry of an annotation file is: its fields, the sets, what it shows; and reading and writing such files.
 
 An annotation file is one dict, image path -> entry, in a file of torch's. Entries are made by `query_entry` and
-`gallery_entry`, and judged by `entry_faults`. Files of other people have entries of other forms: soir/forms.py brings
-those into this one.
+`gallery_entry`; soir/rules.py has the rules that they keep. Files of other people have entries of other forms:
+soir/forms.py brings those into this one.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ def set_of(entry: Entry) -> str:
 
 
 def is_meant(set_name: str, wanted: str | None) -> bool:
-    """Whether the argument of --set, in upper or lower case, names a set; None names all."""
+    """Whether the argument of --set, which is case-insensitive, names a set; None names all."""
     return wanted is None or set_name.lower() == wanted.lower()
 
 
@@ -146,26 +146,27 @@ def read_annotations(path: str) -> Annotations:
     annotations = load_values(path)
     if type(annotations) is not dict:
         raise SoirError(f"{path} holds a {type(annotations).__name__}: expected a dict, image path -> entry")
-    check_repeats(path, map(_entry_size, annotations.values()))
+    check_repeats(path, map(_count_values, annotations.values()))
     return annotations
 
 
-def _entry_size(entry: Any) -> int:
-    """How much is in the lists of an entry, which may be anything, and in its masks."""
+def _count_values(entry: Any) -> int:
+    """How many values are in the lists of an entry, which may be anything, and in its masks."""
     if type(entry) is not dict:
         return 0
-    masks = entry.get("mask")
-    lists = (masks, entry.get("bbox"), entry.get("ins"), entry.get("num_ins"))
-    size = sum(len(value) for value in lists if isinstance(value, (list, tuple)))
+    masks, number = entry.get("mask"), 0
+    for value in (masks, entry.get("bbox"), entry.get("ins"), entry.get("num_ins")):
+        if isinstance(value, (list, tuple)):
+            number += len(value)
     for mask in masks if isinstance(masks, (list, tuple)) else (masks,):
         counts = mask.get("counts") if isinstance(mask, dict) else None
         if isinstance(counts, (str, bytes, list)):
-            size += len(counts)
+            number += len(counts)
         elif isinstance(mask, (list, tuple)):  # one polygon of a query, or the polygons of an object
-            size += len(mask)
+            number += len(mask)
             if mask and isinstance(mask[0], (list, tuple)):
-                size += sum(len(polygon) for polygon in mask if isinstance(polygon, (list, tuple)))
-    return size
+                number += sum(len(polygon) for polygon in mask if isinstance(polygon, (list, tuple)))
+    return number
 
 
 def save_annotations(annotations: Annotations, path: str) -> int:

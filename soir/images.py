@@ -9,7 +9,7 @@ from typing import Any, BinaryIO
 
 from PIL import Image
 
-from soir.files import open_descriptor, open_regular, read_bytes
+from soir.files import open_regular, read_bytes
 from soir.paths import natural_key
 
 # The file endings that count as images (case-insensitive). Few formats, since every decoder can have bugs that a
@@ -69,11 +69,8 @@ def is_image_size(size: Any) -> bool:
 
 def image_size(path: str) -> tuple[int, int]:
     """(height, width) of an image, from its header. Raises OSError, as `read_image` does."""
-    descriptor = open_descriptor(path)
-    try:
-        start = os.read(descriptor, HEADER)
-    finally:
-        os.close(descriptor)
+    with open_regular(path) as file:
+        start = file.read(HEADER)
     return _jpeg_size(start) or _size_by_pillow(path)
 
 
@@ -91,13 +88,10 @@ def whole_image_size(path: str) -> tuple[int, int]:
     A whole JPEG or PNG ends with its end marker. An image without the marker at its end is decoded to find out, since
     some whole files have other bytes after the marker. A BMP has no marker, so it is always decoded.
     """
-    descriptor = open_descriptor(path)
-    try:
-        start = os.read(descriptor, HEADER)
-        os.lseek(descriptor, -LONGEST_MARKER, os.SEEK_END)
-        end = os.read(descriptor, LONGEST_MARKER)
-    finally:
-        os.close(descriptor)
+    with open_regular(path) as file:
+        start = file.read(HEADER)
+        file.seek(-LONGEST_MARKER, os.SEEK_END)
+        end = file.read(LONGEST_MARKER)
     size = _jpeg_size(start) or _size_by_pillow(path)
     if not end.endswith(END_MARKERS):
         read_image(path)

@@ -51,7 +51,7 @@ def draw_instances(
             for path in gallery_of[instance]:
                 boxes = boxes_of_instance(gallery[path], instance) if path in sizes else []
                 shares[path, instance] = min((geometry.share(box, sizes[path]) for box in boxes), default=math.inf)
-        for instance in choose_instances(both, gallery_of, shares, choice):
+        for instance in instances_to_draw(both, gallery_of, shares, choice):
             rng = random.Random(instance)
             shown_queries = rng.sample(queries_of[instance], min(choice.queries, len(queries_of[instance])))
             paths = list(gallery_of[instance])
@@ -79,7 +79,7 @@ def group_by_instance(entries: Annotations) -> dict[int, list[str]]:
     return paths
 
 
-def choose_instances(
+def instances_to_draw(
     instances: list[int], gallery_of: dict[int, list[str]], shares: dict[tuple[str, int], float], choice: Choice
 ) -> list[int]:
     """The instances to draw, of those of a set that have queries and gallery images."""
