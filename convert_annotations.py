@@ -42,8 +42,6 @@ from soir.statistics import print_summary
 # Characters that the names of categories may take from those of sets, each of which all of its instances repeat.
 MAX_NAMES = 50_000_000
 
-# ------------------------------------------------------------------------------------------------------------- reading
-
 
 def refuse_loss(path: str, before: Annotations, after: Annotations, findings: Findings) -> None:
     """Print the findings and raise SoirError if no query, no gallery image or no entry is left of those before."""
@@ -112,9 +110,6 @@ def keep_objects(entry: Entry, are_kept: list[bool]) -> Entry:
     """A gallery image with some of its objects only."""
     lists = {field: entry[field] for field in ("bbox", "mask", "ins", "num_ins") if entry.get(field)}
     return {**entry, **{field: list(compress(values, are_kept)) for field, values in lists.items()}}
-
-
-# ----------------------------------------------------------------------------------------------------------- filtering
 
 
 def choose(annotations: Annotations, args: argparse.Namespace, findings: Findings) -> Annotations:
@@ -201,9 +196,6 @@ def replace_prefix(annotations: Annotations, findings: Findings, old: str, new: 
     return rebased
 
 
-# ---------------------------------------------------------------------------------------------------------------- COCO
-
-
 def write_coco(path: str, annotations: Annotations, find_size: SizeFinder, findings: Findings) -> tuple[int, int]:
     """Write a COCO file, one record per line. Returns the numbers of images and annotations in it.
 
@@ -277,9 +269,6 @@ def shown_objects(entry: Entry) -> Iterator[tuple[int, EntryBox, Rle | None]]:
 def category_of(set_name: str, instance: int) -> str:
     """The name of an instance, OWID/5; without a set, 5."""
     return f"{set_name}/{instance}" if set_name else str(instance)
-
-
-# -------------------------------------------------------------------------------------------------------------- script
 
 
 def json_name(text: str) -> str:

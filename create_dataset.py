@@ -68,9 +68,6 @@ class Unusable(NamedTuple):
     detail: str = ""  # what the decoder said
 
 
-# -------------------------------------------------------------------------------------------------------- the two sets
-
-
 def parse_owid(folder: str, prefix: str, options: Options, findings: Findings) -> Iterator[tuple[str, Entry]]:
     """Yield (image path, entry) for OWID: its queries, then its gallery images, each in natural order.
 
@@ -114,9 +111,6 @@ def parse_robotools(folder: str, prefix: str, options: Options, findings: Findin
     for image, objects in read_gallery(images, test, "RoboTools", instances, options, findings):
         ids, boxes, _, _ = map(list, zip(*objects))
         yield image.path, gallery_entry(boxes, [], ids, "RoboTools", "test")
-
-
-# ------------------------------------------------------------------------------------------------------------- queries
 
 
 def find_instances(folder: str, prefix: str, max_instances: int | None, findings: Findings) -> list[Instance]:
@@ -225,9 +219,6 @@ def usable_queries(
         )
 
 
-# ------------------------------------------------------------------------------------------------------------- gallery
-
-
 def read_gallery(
     images: list[GalleryImage], folder: str, name: str, instances: list[Instance], options: Options, findings: Findings
 ) -> Iterator[tuple[GalleryImage, list[GalleryObject]]]:
@@ -269,9 +260,6 @@ def read_size(path: str) -> Size | str:
         return whole_image_size(path)
     except OSError as error:
         return reason_of(error)
-
-
-# -------------------------------------------------------------------------------------------------------------- script
 
 
 class Layout(NamedTuple):

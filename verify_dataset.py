@@ -79,9 +79,6 @@ class Report:
         return sum(number for check, number in self.counts.items() if CHECKS[check][0] == severity)
 
 
-# -------------------------------------------------------------------------------------------------------------- checks
-
-
 def check_all(
     annotations: Annotations, base_path: str | None, skip_paths: bool, sample_masks: int | None, report: Report
 ) -> tuple[Annotations, dict[str, int], dict[str, Size]]:
@@ -207,9 +204,6 @@ def check_retrieval(entries: Annotations, relevant: dict[str, int], report: Repo
             report.add("instance-unqueried", f"{label_of(name)} instance {instance}")
 
 
-# -------------------------------------------------------------------------------------------------------------- report
-
-
 def print_report(report: Report, verbose: bool) -> None:
     """Print each check that found something, with a count and the first few paths; all of them if verbose."""
     shown: defaultdict[str, list[Problem]] = defaultdict(list)
@@ -260,9 +254,6 @@ def hint_at_base(paths: list[str], base_path: str | None) -> str:
     if found:
         return f"they are one level from here, try --base-path {found}"
     return "name the folder that their paths start at with --base-path"
-
-
-# -------------------------------------------------------------------------------------------------------------- script
 
 
 def parse_args() -> argparse.Namespace:

@@ -10,7 +10,7 @@ Three kinds of files are read. A name that ends in .json is one of the last two:
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from typing import Any, Dict, Iterator, Mapping, Tuple
 
 import numpy as np
@@ -44,7 +44,7 @@ def read_detections(
     known = {tidy_path(name): name for name in annotations if isinstance(name, str) and "\0" not in name}
     boxes: defaultdict[str, list[Any]] = defaultdict(list)
     other_paths: dict[str, None] = {}
-    below_limit: Counter[str] = Counter()
+    below = 0
     records = read_results(path) if path.lower().endswith(".json") else read_captions(path, findings)
     for spelled, box, score in records:
         name = known.get(tidy_path(spelled)) if isinstance(spelled, str) else None
@@ -61,7 +61,7 @@ def read_detections(
         elif score >= min_score:
             found.append(box)
         else:
-            below_limit[name] += 1
+            below += 1
     if not boxes:
         there = f"paths like {next(iter(other_paths))}" if other_paths else next(iter(findings.skipped), "nothing")
         expected = shorten(next(iter(annotations)))
@@ -69,7 +69,6 @@ def read_detections(
     in_shares = [geometry.is_in_shares(box) for found in boxes.values() for box in found]
     if sum(in_shares) > len(in_shares) / 2:
         raise geometry.shares_error(f"{sum(in_shares):,} of the {len(in_shares):,} boxes of {path}")
-    below = sum(below_limit.values())
     if below and not any(boxes.values()):
         findings.notice(f"detections whose score is below {min_score:g}, all {below:,}: logits? see --min-score", path)
     outside = [
@@ -129,8 +128,7 @@ def read_results(path: str) -> Records:
     if not isinstance(records, list):
         raise SoirError(f'{path} holds no detections: expected COCO results, a list of {{"image_id", "bbox", "score"}}')
     for record in records:
-        if not isinstance(record, dict):
-            record = {}
+        record = record if isinstance(record, dict) else {}
         name = record.get("image_id")
         if is_id(name) and name in names:
             name = names[name]

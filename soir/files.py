@@ -105,11 +105,8 @@ def read_json(path: str, **hooks: Any) -> Any:
 
 @contextmanager
 def no_garbage_collection() -> Iterator[None]:
-    """Pause the collector of cycles. A script makes millions of containers, and no cycles but for a few small ones.
-
-    The collector would look at all of them time and again, which takes a seventh of the time, and two thirds of that of
-    parsing or loading alone.
-    """
+    """Pause the collector of cycles: a script makes millions of containers, and hardly a cycle. It would look at all of
+    them again and again, which takes a seventh of the time, and two thirds of that of parsing or loading alone."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:

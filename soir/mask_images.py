@@ -53,15 +53,12 @@ def read_mask_image(path: str) -> ImageMask | None:
     """
     image = read_image(path, luminance=True)
     # Only the rectangle that is not black is looked at; that is most of the speed.
-    is_simple = image.mode in ("1", "L", "RGB")
-    rectangle = image.getbbox() if is_simple else (0, 0, image.width, image.height)
+    rectangle = image.getbbox() if image.mode in ("1", "L", "RGB") else (0, 0, image.width, image.height)
     if rectangle is None:
         return None
     is_jpeg = image.format in ("JPEG", "MPO")  # a JPEG with a second image in it, of which nobody looks at the second
-    if is_jpeg:
-        values, is_soft = _read_lossy(image.crop(rectangle), path, rectangle)
-    else:
-        values, is_soft = _read_lossless(image.crop(rectangle))
+    part = image.crop(rectangle)
+    values, is_soft = _read_lossy(part, path, rectangle) if is_jpeg else _read_lossless(part)
     threshold = 127 if is_jpeg and not is_soft else values.max() / 2
     encoded = rle.encode_mask(values > threshold, (rectangle[1], rectangle[0]), (image.height, image.width))
     return ImageMask(*encoded, is_soft) if encoded else None

@@ -25,15 +25,13 @@ from soir.protocol import RANKS, Hits
 # the smallest that can come out is 2 / (resamples + 1).
 INTERVAL_RESAMPLES = 1000
 COMPARISON_RESAMPLES = 10_000
+SMALLEST_P = 2 / (COMPARISON_RESAMPLES + 1)
 
 # Instances that are drawn at a time, over several resamples: 0.8 MB.
 DRAWN_AT_A_TIME = 100_000
 
 # Of fewer instances an interval means nothing: of one its width is 0, of two it covers the true mean in 51 % of cases.
 FEWEST_INSTANCES = 5
-
-# The smallest p-value that can come out.
-SMALLEST_P = 2 / (COMPARISON_RESAMPLES + 1)
 
 
 class Difference(NamedTuple):

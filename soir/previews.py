@@ -46,11 +46,11 @@ def draw_instances(
             continue
         queries_of, gallery_of = group_by_instance(queries), group_by_instance(gallery)
         both = sorted(queries_of.keys() & gallery_of.keys())
-        shares = {
-            (path, instance): share_of_instance(gallery[path], instance, sizes.get(path))
-            for instance in both
-            for path in gallery_of[instance]
-        }
+        shares = {}  # the smallest that a box of the instance covers, in %; infinite if nobody knows
+        for instance in both:
+            for path in gallery_of[instance]:
+                boxes = boxes_of_instance(gallery[path], instance) if path in sizes else []
+                shares[path, instance] = min((geometry.share(box, sizes[path]) for box in boxes), default=math.inf)
         for instance in instances_to_draw(both, gallery_of, shares, choice):
             rng = random.Random(instance)
             shown_queries = rng.sample(queries_of[instance], min(choice.queries, len(queries_of[instance])))
@@ -62,8 +62,8 @@ def draw_instances(
             paths = paths[: choice.gallery]
             names = short_names([*shown_queries, *paths])
             tiles: list[Tile] = []
-            for path in [*shown_queries, *paths]:
-                tiles += entry_tiles(path, names[path], entries[path], instance, base_path)
+            for path, short in names.items():
+                tiles += entry_tiles(path, short, entries[path], instance, base_path)
             rows.append((f"{label_of(name)}, instance {instance}", tiles))
     if rows and not any(tile.image for _, tiles in rows for tile in tiles):
         raise SoirError("no image of the preview can be read: name the folder that their paths start at, --base-path")
@@ -77,13 +77,6 @@ def group_by_instance(entries: Annotations) -> dict[int, list[str]]:
         for instance in dict.fromkeys(instances_of(entry)):
             paths[instance].append(path)
     return paths
-
-
-def share_of_instance(entry: Entry, instance: int, size: Size | None) -> float:
-    """The smallest share, in % of the image, that a box of an instance covers; infinite if nobody knows."""
-    if size is None:
-        return math.inf
-    return min(geometry.share(box, size) for box in boxes_of_instance(entry, instance))
 
 
 def instances_to_draw(

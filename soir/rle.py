@@ -31,9 +31,6 @@ MAX_OUTLINE = 20
 CHUNK = 256
 
 
-# ------------------------------------------------------------------------------------- from pixels, runs and polygons
-
-
 def encode_mask(foreground: np.ndarray, corner: tuple[int, int], size: tuple[int, int]) -> tuple[Rle, MaskBox] | None:
     """Encode a mask of which only a rectangle is not empty: its compressed RLE and its box; None if no pixel is set.
 
@@ -183,9 +180,6 @@ def polygons_size(polygons: Any) -> tuple[int, int]:
     return height, width
 
 
-# ------------------------------------------------------------------------------------------------ valid, box and pixels
-
-
 class MaskReading(NamedTuple):
     """What a mask of an annotation file, which may be anything, turns out to be."""
 
@@ -213,8 +207,25 @@ def examine_masks(masks: Iterable[Any]) -> Iterator[MaskReading]:
 def _examine_chunk(masks: list[Any]) -> list[MaskReading]:
     readings = [_examine_form(mask) for mask in masks]
     chosen = [index for index, reading in enumerate(readings) if not reading.error and not reading.box]
-    for index, reading in zip(chosen, _examine_compressed([masks[index] for index in chosen])):
-        readings[index] = reading
+    runs, ends = decode_counts([_as_bytes(masks[index]["counts"]) for index in chosen])
+    starts = np.concatenate(([0], ends[:-1]))
+    sound: dict[int, Rle] = {}  # index -> the mask, without runs of length 0 but the first
+    for index, start, end in zip(chosen, starts.tolist(), ends.tolist()):
+        (height, width), own = masks[index]["size"], runs[start:end]
+        error, detail = None, ""
+        if not own.size:
+            error, detail = "mask-malformed", "counts is cut short or has a character that does not belong"
+        elif own.min() < 0:
+            error, detail = "mask-malformed", "counts holds a negative run"
+        elif own.max() > height * width or own.sum() != height * width:  # the first, since the sum could overflow
+            error = "mask-fill"
+        elif own[1:].all():
+            sound[index] = masks[index]
+        else:
+            sound[index] = compress_runs(own.astype(np.uint32), (height, width))
+        readings[index] = MaskReading(error, detail, (height, width))
+    for index, box in zip(sound, boxes_of_masks(list(sound.values()))):
+        readings[index] = readings[index]._replace(error=None if box else "mask-empty", box=box)
     return readings
 
 
@@ -252,31 +263,6 @@ def _examine_polygons(polygons: Any) -> MaskReading:
 
 def _as_bytes(counts: str | bytes) -> bytes:
     return counts if isinstance(counts, bytes) else counts.encode("ascii")
-
-
-def _examine_compressed(masks: list[Rle]) -> list[MaskReading]:
-    """Examine masks whose size and type of counts are sound."""
-    runs, ends = decode_counts([_as_bytes(mask["counts"]) for mask in masks])
-    starts = np.concatenate(([0], ends[:-1]))
-    readings: list[MaskReading] = []
-    sound: dict[int, Rle] = {}  # index -> the mask, without runs of length 0 but the first
-    for mask, start, end in zip(masks, starts.tolist(), ends.tolist()):
-        (height, width), own = mask["size"], runs[start:end]
-        error, detail = None, ""
-        if not own.size:
-            error, detail = "mask-malformed", "counts is cut short or has a character that does not belong"
-        elif own.min() < 0:
-            error, detail = "mask-malformed", "counts holds a negative run"
-        elif own.max() > height * width or own.sum() != height * width:  # the first, since the sum could overflow
-            error = "mask-fill"
-        elif own[1:].all():
-            sound[len(readings)] = mask
-        else:
-            sound[len(readings)] = compress_runs(own.astype(np.uint32), (height, width))
-        readings.append(MaskReading(error, detail, (height, width)))
-    for index, box in zip(sound, boxes_of_masks(list(sound.values()))):
-        readings[index] = readings[index]._replace(error=None if box else "mask-empty", box=box)
-    return readings
 
 
 def decode_mask(mask: Any) -> np.ndarray:

@@ -7,7 +7,7 @@ path-twice, query-unanswered, ...) is found by verify_dataset.py itself; what br
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import defaultdict
 from typing import Any, Iterable, Iterator, Tuple
 
 from soir import geometry
@@ -183,17 +183,15 @@ def extent_errors(entry: Entry, size: Size) -> Broken:
 
 def set_warnings(annotations: Annotations) -> Iterator[tuple[str, str, str]]:
     """Yield (check, set, detail) for what is odd in the sets of entries without faults."""
-    with_masks: Counter[tuple[str, bool]] = Counter()  # (set, is_query) -> entries that have masks
-    entries: Counter[tuple[str, bool]] = Counter()
+    have_masks: defaultdict[tuple[str, bool], list[bool]] = defaultdict(list)  # (set, is_query) -> of each entry
     for entry in annotations.values():
         # Masks of the sets that we know have rules. A gallery image without objects has no masks in any set.
         if entry["set"] not in SETS and (entry["is_query"] or entry["bbox"]):
-            entries[entry["set"], entry["is_query"]] += 1
-            with_masks[entry["set"], entry["is_query"]] += bool(masks_of(entry))
-    for (name, is_query), number in entries.items():
-        if 0 < with_masks[name, is_query] < number:
+            have_masks[entry["set"], entry["is_query"]].append(bool(masks_of(entry)))
+    for (name, is_query), have in have_masks.items():
+        if any(have) and not all(have):
             what = "queries" if is_query else "gallery images"
-            yield "mask-mixed", name, f"{with_masks[name, is_query]:,} of its {number:,} {what} have masks"
+            yield "mask-mixed", name, f"{sum(have):,} of its {len(have):,} {what} have masks"
     known = {name.lower(): name for name in SETS}
     for name in dict.fromkeys(entry["set"] for entry in annotations.values()):
         expected = known.get(name.lower(), name)

@@ -76,6 +76,8 @@ def object_figures(gallery: Annotations, sizes: dict[str, Size]) -> dict[str, An
         for box in entry["bbox"]
         if box is None or path in sizes
     ]
+    limits = [limit for _, limit in SIZE_CLASSES]
+    counts = np.bincount(np.searchsorted(limits, shares, side="right"), minlength=len(limits)).tolist()
     return {
         "objects": sum(objects),
         "objects_per_image_mean": mean(objects),
@@ -83,16 +85,9 @@ def object_figures(gallery: Annotations, sizes: dict[str, Size]) -> dict[str, An
         "object_size_mean": mean(shares),
         "object_size_median": float(np.median(shares)) if shares else None,
         "object_size_below_2": 100 * float(np.mean(np.array(shares) < 2)) if shares else None,
-        "object_size_shares": size_shares(shares),
-    }
-
-
-def size_shares(shares: list[float]) -> dict[str, float | None]:
-    """Class of size -> the share of the objects in it, in %; None where no size is known."""
-    limits = [limit for _, limit in SIZE_CLASSES]
-    counts = np.bincount(np.searchsorted(limits, shares, side="right"), minlength=len(limits))
-    return {
-        name: 100 * float(count) / len(shares) if shares else None for (name, _), count in zip(SIZE_CLASSES, counts)
+        "object_size_shares": {
+            name: 100 * count / len(shares) if shares else None for (name, _), count in zip(SIZE_CLASSES, counts)
+        },
     }
 
 

@@ -116,10 +116,7 @@ def _one_by_one(batches: Iterator[list[Result]], expected: int, progress: Any) -
 
 
 def _start_worker(starter: int) -> None:
-    """Prepare a worker. Ctrl-C is for the parent to handle; when the parent is gone, the worker ends too.
-
-    starter  process id of the parent
-    """
+    """Prepare a worker of a parent process. Ctrl-C is for that to handle; when it is gone, the worker ends too."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     warnings.simplefilter("ignore")  # of Pillow, on what is odd in a file
