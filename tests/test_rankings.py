@@ -179,6 +179,30 @@ def test_a_run_that_ranks_nothing_has_a_fault(tmp_path):
 # ----------------------------------------------------------------------------------------------- scores and their order
 
 
+BACKWARDS = "run that ranks relevant images behind the others, as distances do: the highest score is best; negate them"
+
+
+@pytest.mark.parametrize("sign", [1, 0, -1])
+@pytest.mark.parametrize("form", ["similarities", "run dict", "list", "TREC with score and rank swapped"])
+def test_a_run_that_is_upside_down_is_noticed(tmp_path, form, sign):
+    annotations, rng = random_annotations(8), np.random.RandomState(0)
+    queries, gallery = queries_of(annotations), gallery_of(annotations)
+    is_relevant = [[path in relevant_paths(annotations, query) for path in gallery] for query in queries]
+    matrix = sign * np.array(is_relevant) + rng.randn(len(queries), len(gallery))
+    content = {q: dict(zip(gallery, row)) for q, row in zip(queries, matrix.tolist())}
+    if form == "similarities":
+        content = {"queries": queries, "gallery": gallery, "similarities": torch.tensor(matrix)}
+    elif form == "list":
+        content = {query: sorted(row, key=row.get, reverse=True) for query, row in content.items()}
+    elif form != "run dict":
+        ranked = [(query, row, sorted(row, key=row.get)) for query, row in content.items()]
+        lines = [f"{q} Q0 {p} {-row[p]} {n} tag\n" for q, row, paths in ranked for n, p in enumerate(paths, 1)]
+        content = "".join(lines).replace("query ", "query%20").replace("image ", "image%20")
+    name = "run.pt" if form == "similarities" else "run.json"
+    done, _, faults, noticed = score_file(tmp_path, content, name, annotations)
+    assert (done.returncode, faults, list(noticed)) == (0, {}, [BACKWARDS] if sign < 0 else [])
+
+
 @pytest.mark.parametrize("kind", ["csv of ranks", "similarities"])
 def test_scores_or_ranks_that_are_all_equal_are_in_gallery_order_and_noticed(tmp_path, kind):
     two = {**ANNOTATIONS, "q/cup.jpg": {**ANNOTATIONS[QUERY], "ins": 2}}
@@ -190,6 +214,13 @@ def test_scores_or_ranks_that_are_all_equal_are_in_gallery_order_and_noticed(tmp
     expected = [LAST, average_precision(GALLERY, GALLERY[:5])][: len(entries) - 8]
     assert (done.returncode, faults, precision) == (0, {}, pytest.approx(np.mean(expected)))
     assert any(reason.startswith("run in which ties decide") for reason in noticed)
+
+
+@pytest.mark.parametrize("box, is_noticed", [((20, 20, 60, 60), False), ((40, 40, 120, 120), True)])
+def test_boxes_that_all_miss_the_object_are_noticed(tmp_path, box, is_noticed):
+    reason = "run whose boxes all miss the object (IoU < 0.1): expected (x1, y1, x2, y2) in pixels of the whole image"
+    noticed = score_file(tmp_path, {QUERY: [[path, 1, box] for path in RIGHT]})[3]
+    assert list(noticed) == [reason] * is_noticed
 
 
 @pytest.mark.parametrize(
