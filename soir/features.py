@@ -68,7 +68,8 @@ class ImageVectors(NamedTuple):
 def read_features(path: str, annotations: Annotations, findings: Findings) -> Features:
     """Read the features of the images of an annotation file; unusable ones are added to the findings.
 
-    Raises SoirError if the file cannot be read, is in none of the forms, or has a feature for none of the images.
+    Raises SoirError if the file cannot be read, is in none of the forms, or has no feature that can be used for any
+    query, or for any gallery image.
     """
     kind = kind_of_file(path) if os.path.exists(path) else ""
     for start, lines in CONVERSIONS.items():
@@ -104,6 +105,9 @@ def as_features(content: Any, place: str, annotations: Annotations, limit: int, 
     features = without_unusable(features, annotations, findings)
     for kind, is_query in (("queries", True), ("gallery images", False)):
         own = [rows for name, rows in features.rows.items() if annotations[name]["is_query"] is is_query]
+        if not own:
+            reasons = [reason for reason in (*findings.skipped, *findings.noticed) if reason.startswith(kind[:4])]
+            raise SoirError(f"{place} has no feature of {kind} that can be used: {'; '.join(reasons)}")
         cosine = mean_cosine(features, list(chain.from_iterable(own)))
         if len(own) > 1 and cosine >= ALIKE:
             reason = f"features of the {kind} that are all but equal: noise, or the order of the file, ranks them"

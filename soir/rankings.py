@@ -19,7 +19,7 @@ from soir.files import SoirError
 from soir.findings import Findings, progress_bar, shorten
 from soir.paths import spelling_finder, why_unknown
 from soir.protocol import Ranking, Task
-from soir.runs import FORMS, Listed, RunFile, open_run
+from soir.runs import FORMS, Listed, RunFile, in_words, open_run
 
 # In place of a position in the gallery: UNKNOWN for a path that is no gallery image, OTHER for a path that --set or
 # --split leaves out.
@@ -31,6 +31,7 @@ ODD_SCORE = "query with a score that is no finite number, its image counted as n
 ODD_BOX = "query with a box that is not (x1, y1, x2, y2), ignored"
 ODD_ORDER = "query whose scores neither fall nor rise, taken in the order of its list"
 UPSIDE_DOWN = "run whose scores rise from rank 1 on, where the highest score is best: negate them"
+NOTHING = "run whose lists are empty, or of images only that the queries do not compete over"
 
 # What may be a fault.
 RISING = "run whose scores rise in the order of the file, as distances and ranks do: the highest is best; negate them"
@@ -80,7 +81,7 @@ def rank_as_listed(run: RunFile, place: str, task: Task, findings: Findings) -> 
             findings.skip("ranking of a path that is no query here", shorten(name))
     if not name_of:
         found = f"paths like {shorten(names[0])}" if names else "nothing"
-        hint = why_unknown(names[0], task.queries) if names else ""
+        hint = why_unknown(str(names[0]), task.queries) if names else ""
         expected = f"expected paths like {task.queries[0]}, found {found}{hint}"
         raise SoirError(f"{place} has a ranking for none of the queries: {expected}; {FORMS}")
     numbers: dict[Any, int] = dict.fromkeys(task.others, OTHER)
@@ -90,6 +91,7 @@ def rank_as_listed(run: RunFile, place: str, task: Task, findings: Findings) -> 
     rankings = []
     tally: Counter[str] = Counter()  # paths that are listed; are known; of these, have a score or need none
     unknown = respelled = None  # the first path that is no gallery image, and the first that is one in another spelling
+    odd_score = None  # the first, in words
     steps: list[Steps] = []
     for query, kind in progress_bar("reading", list(zip(task.queries, task.kinds))):
         listed = run.listed(name_of[query]) if query in name_of else None
@@ -104,6 +106,8 @@ def rank_as_listed(run: RunFile, place: str, task: Task, findings: Findings) -> 
         tally.update(listed=len(known), known=int(known.sum()), usable=int(usable.sum()))
         if unknown is None and not known.all():
             unknown = listed.odd or shorten(listed.paths[known.argmin()])
+        if odd_score is None and checked.odd_scores.any():
+            odd_score = in_words(listed.scores[checked.odd_scores.argmax()])
         respelled = respelled or checked.respelled
         steps += count_steps(query, listed, checked.scores)
         rankings.append(put_in_order(query, listed, checked, allowed[kind], findings))
@@ -113,11 +117,13 @@ def rank_as_listed(run: RunFile, place: str, task: Task, findings: Findings) -> 
         expected = f"expected gallery paths like {task.gallery[0]}, found {unknown}{hint}"
         raise SoirError(f"{place} ranks none of the gallery images: {expected}; {FORMS}")
     if tally["listed"] and not tally["usable"]:
-        raise SoirError(f"{place} has no score that is a finite number; {FORMS}")
+        raise SoirError(f"{place} has no score that is a finite number, found {odd_score}; {FORMS}")
     if respelled:
         findings.notice(SPELLED, f"{place}: {respelled}")
     judge_steps(steps, place, findings)
-    if len(set(task.instances.tolist())) > 1 and len({ranking.positions.tobytes() for ranking in rankings}) == 1:
+    if not any(len(ranking.positions) for ranking in rankings):
+        findings.skip(NOTHING, place)
+    elif len(set(task.instances.tolist())) > 1 and len({ranking.positions.tobytes() for ranking in rankings}) == 1:
         findings.notice(ALIKE, place)
     report_shares(place, (ranking.boxes for ranking in rankings if ranking.boxes is not None), findings)
     return rankings

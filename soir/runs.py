@@ -123,8 +123,8 @@ def read_text(path: str) -> Any:
     kind = kind_of_file(path)
     if kind == "JSON":
         return read_json(path, object_pairs_hook=once)
-    columns = [name.strip().lower() for name in first_line.decode("utf-8", "replace").split(",")]
-    if {"query", "path"} <= set(columns):
+    columns = {name.strip(' "\r').lower() for name in first_line.decode("utf-8", "replace").split(",")}
+    if {"query", "path"} <= columns and columns & {"score", "rank"}:
         return read_csv(path)
     raise SoirError(f"{path} holds no run, it is {kind}: {FORMS}")
 
@@ -145,7 +145,8 @@ def listed_of(value: Any) -> Listed | None:
         return None
     if isinstance(value, dict):
         paths = [path if isinstance(path, str) else None for path in value]
-        return Listed(paths, list(value.values()), is_ordered=False)
+        odd = in_words(list(value)[paths.index(None)]) if None in paths else None
+        return Listed(paths, list(value.values()), is_ordered=False, odd=odd)
     items = value.tolist() if isinstance(value, np.ndarray) else value
     kinds = set(map(type, items))
     if not kinds or kinds == {str}:
@@ -155,18 +156,19 @@ def listed_of(value: Any) -> Listed | None:
     if set(map(type, columns[0])) == {str}:
         return Listed(*columns)
     columns[0] = [path if isinstance(path, str) else None for path in columns[0]]
-    return Listed(*columns)._replace(odd=_in_words(items[columns[0].index(None)]))
+    return Listed(*columns)._replace(odd=in_words(items[columns[0].index(None)]))
 
 
-def _in_words(item: Any) -> str:
-    """What an item of a ranking is, where a path is expected."""
+def in_words(item: Any) -> str:
+    """What an item of a ranking is, where a path or a score is expected."""
     if isinstance(item, dict):
         return f"a dict with {', '.join(map(shorten, list(item)[:4])) or 'no keys'}"
     if isinstance(item, (list, tuple)):
         first = item[0] if item else None
-        kind = f"a {type(first).__name__}" if isinstance(first, (list, tuple, dict)) else _in_words(first)
+        kind = f"a {type(first).__name__}" if isinstance(first, (list, tuple, dict)) else in_words(first)
         return f"a list that begins with {kind}" if item else "an empty list"
-    return f"{shorten(item)} ({type(item).__name__})" if isinstance(item, (int, float)) else f"a {type(item).__name__}"
+    kind = type(item).__name__
+    return f"{shorten(item)} ({kind})" if isinstance(item, (str, int, float)) else f"a {kind}"
 
 
 def _row_of(item: Any) -> tuple[Any, Any, Any]:
@@ -190,6 +192,8 @@ def open_matrices(place: str, content: dict[str, Any], limit: int) -> RunFile:
         if name == "indices":
             if matrix.dtype.kind not in "iu" or matrix.size and not -1 <= matrix.min() <= matrix.max() < len(gallery):
                 raise ValueError(f"expected whole numbers from -1 to {len(gallery) - 1} in `indices`")
+            if matrix.shape == shape and _is_over_queries(matrix):
+                raise ValueError("its `indices` were sorted over the queries: sort over the gallery, along each row")
             scores = None if content.get("scores") is None else _matrix(content, "scores", 2, limit)
             boxes = None if content.get("boxes") is None else _matrix(content, "boxes", 3, limit)
         for array, expected in ((matrix, shape), (scores, shape), (boxes, (*shape, 4))):
@@ -230,9 +234,20 @@ def _matrix(content: dict[str, Any], name: str, dimensions: int, limit: int) -> 
 
 
 def _is_sorted(similarities: np.ndarray) -> bool:
-    """Whether all rows fall, as in the result of a search. False for tiny matrices, whose rows may fall by chance."""
+    """Whether all rows fall, as in the result of a search. False for tiny matrices, whose rows may fall by chance, and
+    where all numbers of each row are equal."""
     is_large = similarities.shape[0] > 1 and similarities.shape[1] > 3
-    return is_large and bool((similarities[:, 1:] <= similarities[:, :-1]).all())
+    falls = is_large and (similarities[:, 1:] <= similarities[:, :-1]).all()
+    return bool(falls and (similarities[:, -1] < similarities[:, 0]).any())
+
+
+def _is_over_queries(indices: np.ndarray) -> bool:
+    """Whether each column has every number from 0 to the number of rows, as an argsort along the wrong axis. False for
+    tiny matrices, which may look so by chance."""
+    rows, columns = indices.shape
+    if rows < 4 or columns <= rows or indices.max() != rows - 1:
+        return False
+    return bool((np.sort(indices, axis=0) == np.arange(rows)[:, None]).all())
 
 
 def _is_padded(indices: list[int], count: int) -> bool:
@@ -278,6 +293,8 @@ def read_csv(path: str) -> RunFile:
         for row in rows:
             score = row.get("score")
             rank = float(row["rank"]) if score is None else _as_number(row.get("rank"))
+            if score is None and not rank >= 0:
+                raise ValueError
             lines.append(Line(row["query"] + "", row["path"] + "", None if score is None else float(score), rank))
     except (csv.Error, KeyError, TypeError, ValueError):
         line = "query,path,score (a number, the highest best) or query,path,rank (from 1)"
@@ -298,8 +315,8 @@ def join_lines(lines: list[Line]) -> RunFile:
         ranks = np.array([line.rank for line in own], dtype=np.float64)
         scores = None if any(line.score is None for line in own) else [line.score for line in own]
         has_ranks = len(set(ranks.tolist())) == len(own) and not np.isnan(ranks).any()
-        if scores is None or len(set(scores)) == 1 and has_ranks:
-            return Listed([own[index].path for index in np.argsort(ranks, kind="stable")])  # nothing but ranks
+        if scores is None or len(set(scores)) == 1 and has_ranks:  # nothing but ranks
+            return Listed([line.path for line in own], -ranks, is_ordered=False)
         return Listed([line.path for line in own], scores, is_ordered=False, ranks=ranks if has_ranks else None)
 
     return RunFile(list(best), listed)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections import Counter
+from collections import Counter, defaultdict
 from typing import Any, Iterable, Mapping, NamedTuple, Sequence
 
 import numpy as np
@@ -30,6 +30,9 @@ GROUPED_BY = ("set", "split", "difficulty", "size")
 
 # A difference in mAP, between the best and the worst order of equal scores, that is worth a word: 0.1 points.
 TIES_MATTER = 0.001
+
+BACKWARDS = "run that ranks relevant images behind the others, as distances do: the highest score is best; negate them"
+ELSEWHERE = "run whose boxes all miss the object (IoU < 0.1): expected (x1, y1, x2, y2) in pixels of the whole image"
 
 # Bytes that a run may take: what is in memory already needs no limit.
 NO_LIMIT = 2**62
@@ -166,8 +169,25 @@ def score_queries(
         if best - worst > TIES_MATTER:
             between = f"its mAP is between {100 * worst:.2f} and {100 * best:.2f} %, as equal scores are ordered"
             findings.notice(f"run in which ties decide: {between}", place)
+    if is_backwards(hits, task):
+        findings.notice(BACKWARDS, place)
     counts = np.maximum(counts, 1)  # of those that are not scored
-    return {name: values[scored] for name, values in score_hits(hits, counts).items()}
+    metrics = {name: values[scored] for name, values in score_hits(hits, counts).items()}
+    if "IoU" in metrics and not (metrics["IoU"] >= 0.1).any():
+        findings.notice(ELSEWHERE, place)
+    return metrics
+
+
+def is_backwards(hits: Iterable[Hits], task: Task) -> bool:
+    """Whether relevant images stand further behind than by chance, in the queries of which the run has all of them."""
+    shares: defaultdict[int, list[float]] = defaultdict(list)  # of an instance: 0 before all others, 1 behind them
+    for part in hits:
+        relevant, images = len(part.ranks), len(task.candidates[task.kinds[part.number]])
+        if 0 < relevant == len(task.relevant[part.number]) < images and part.ranks[-1] <= images:
+            share = (int(part.ranks.sum()) / relevant - (relevant + 1) / 2) / (images - relevant)
+            shares[int(task.instances[part.number])].append(share)
+    # The mean of N shares that are uniform in 0..1 is 0.5, with a standard deviation of 0.29 / sqrt(N).
+    return bool(shares) and np.mean([np.mean(own) for own in shares.values()]) > 0.5 + 0.72 / math.sqrt(len(shares))
 
 
 def summarize(

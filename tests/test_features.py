@@ -230,6 +230,22 @@ def test_features_that_cannot_be_compared_are_named(tmp_path, name, path):
     assert report["faults"][reason] == [path]
 
 
+@pytest.mark.parametrize("of_what", ["queries", "gallery images"])
+@pytest.mark.parametrize("name", FAULTS)
+def test_features_none_of_which_can_be_compared_are_refused(tmp_path, name, of_what):
+    annotations = random_annotations(10, sets=("OWID",))
+    vectors = as_tensors(random_vectors(annotations))
+    value, words = FAULTS[name]
+    for path in vectors.copy():
+        if ("query" in path) is (of_what == "queries"):
+            vectors[path] = value
+            if value is ...:
+                del vectors[path]
+    done, _, _ = score(tmp_path, annotations, "--features", vectors)
+    kind = "queries" if name == "of two numbers" else of_what  # most images are of the gallery, and most are right
+    refused(done, f"has no feature of {kind} that can be used", "" if name in NO_VECTORS else words[:9])
+
+
 def test_queries_of_a_gallery_without_features_are_scored_0(tmp_path):
     annotations = random_annotations(10, sets=("OWID", "RoboTools"))
     vectors = as_tensors({path: vector for path, vector in random_vectors(annotations).items() if "OWID/i" not in path})

@@ -225,10 +225,11 @@ def test_features_that_claim_to_be_huge_are_refused_before_they_take_memory(base
 def test_queries_without_a_feature_take_no_memory(tmp_path):
     queries = [f"{number}.jpg" for number in range(3000)]
     anns = save(tmp_path, {**dict.fromkeys(queries, QUERY), "photograph.jpg": PHOTOGRAPH})
-    features = save(tmp_path, {"photograph.jpg": torch.ones(250_000)}, "features.pt")
+    vectors = {"photograph.jpg": torch.ones(250_000), "0.jpg": torch.ones(250_000)}
+    features = save(tmp_path, vectors, "features.pt")
     done = run_bounded("evaluate_retrieval.py", anns, "--features", features, memory=200)
     assert done.returncode == 1
-    assert "3,000 x query without a feature, scored 0" in done.stdout
+    assert "2,999 x query without a feature, scored 0" in done.stdout
 
 
 def shared(**fields):
@@ -388,5 +389,4 @@ def test_a_feature_whose_conversion_warns_is_not_heard(base, no_warnings):
     signalling = np.array([0x7FF0000000000001] * 4, dtype=np.uint64).view(np.float64)
     np.savez(str(base / "features.npz"), **{"query.jpg": signalling, "photograph.jpg": np.ones(4)})
     done, _, _ = score(base, save_two(base), "--features", base / "features.npz")
-    assert (done.returncode, done.stderr) == (1, "")
-    assert "1 x query whose feature is not finite, or zero" in done.stdout
+    refused(done, "query whose feature is not finite, or zero")

@@ -182,7 +182,7 @@ def test_a_predicted_box_is_dashed_at_its_place_beside_the_true_one(picture):
 
 def test_a_relevant_image_that_was_missed_is_shown(picture):
     done = picture.evaluate([])
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 1, done.stderr
     assert where(tile(picture.file, 1), GREEN) is not None
     with Image.open(str(picture.file)) as image:
         assert image.convert("RGB").getpixel((LEFT + STEP + 100, TOP - 2)) == GREEN  # its frame

@@ -63,10 +63,13 @@ def trec(scores, ranks=None):
         ([[score, path] for path, score in zip(RIGHT, SCORES)], "found a list that begins with 0.9 (float)"),
         ([[score, path, [1, 2, 3, 4]] for path, score in zip(RIGHT, SCORES)], "a list that begins with 0.9 (float)"),
         ({"paths": RIGHT, "scores": SCORES}, "found paths"),
-        ([RIGHT, SCORES], "no score that is a finite number"),
-        ([[path, str(score)] for path, score in zip(RIGHT, SCORES)], "no score that is a finite number"),
-        ({path: str(score) for path, score in zip(RIGHT, SCORES)}, "no score that is a finite number"),
-        ({path: [score] for path, score in zip(RIGHT, SCORES)}, "no score that is a finite number"),
+        ([RIGHT, SCORES], "no score that is a finite number, found g/7.jpg (str)"),
+        (
+            [[path, str(score)] for path, score in zip(RIGHT, SCORES)],
+            "no score that is a finite number, found 0.9 (str)",
+        ),
+        ({path: str(score) for path, score in zip(RIGHT, SCORES)}, "no score that is a finite number, found 0.9 (str)"),
+        ({path: [score] for path, score in zip(RIGHT, SCORES)}, "a finite number, found a list that begins with 0.9"),
         ([path.rpartition("/")[2] for path in RIGHT], "it is the name of a file only: write the whole path, g/8.jpg"),
         (["/data/" + path for path in RIGHT], '(both end in g/8.jpg: convert_annotations.py --replace-prefix "" /data'),
         ([path.upper() for path in RIGHT], "it differs from g/8.jpg in upper and lower case"),
@@ -110,7 +113,114 @@ def test_a_file_of_another_kind_is_called_what_it_is(tmp_path, name, content, wo
     refused(done, name, *words)
 
 
+@pytest.mark.parametrize(
+    "run, words",
+    [
+        ({QUERY.encode(): RIGHT}, "has a ranking for none of the queries"),
+        ({0: RIGHT}, "has a ranking for none of the queries"),
+        ({QUERY: {path.encode(): 1 for path in RIGHT}}, "found a bytes"),
+        ({QUERY: {0: 0.5, 1: 0.25}}, "found 0 (int)"),
+    ],
+    ids=["bytes", "int", "bytes of images", "int of images"],
+)
+def test_names_that_are_no_text_are_refused(tmp_path, run, words):
+    refused(score(tmp_path, ANNOTATIONS, "--rankings", save(tmp_path, run, "run.pt"))[0], words)
+
+
+def table(scores, header="query,path,score"):
+    rows = "".join(f"{QUERY},{path},{score}\n" for path, score in zip(RIGHT, scores))
+    return f"{header}\n{rows}"
+
+
+def test_csv_may_be_quoted_and_from_windows(tmp_path):
+    quoted = "\ufeff" + table(SCORES).replace(",", '","').replace("\n", '"\r\n"')
+    (tmp_path / "run.csv").write_bytes(quoted.replace("\ufeff", '\ufeff"')[:-1].encode())
+    done, report, _ = score(tmp_path, ANNOTATIONS, "--rankings", tmp_path / "run.csv")
+    assert (done.returncode, report["groups"]["all"]["mAP"], report["noticed"]) == (0, 1, {})
+
+
+@pytest.mark.parametrize(
+    "content, words",
+    [
+        (table([1, 2, 3, 4, 5, -1, -1, -1], "query,path,rank"), "line 7: expected"),
+        (table(["nan"] * 8, "query,path,rank"), "line 2: expected"),
+        (table(SCORES, "query,path,distance"), "it is CSV: a run is"),
+    ],
+)
+def test_csv_without_usable_ranks_or_scores_is_refused(tmp_path, content, words):
+    (tmp_path / "run.csv").write_text(content)
+    refused(score(tmp_path, ANNOTATIONS, "--rankings", tmp_path / "run.csv")[0], words)
+
+
+def test_indices_that_were_sorted_along_the_wrong_axis_are_refused(tmp_path):
+    annotations = random_annotations(8, sets=("OWID",))
+    queries, gallery = queries_of(annotations), gallery_of(annotations)
+    distances = np.random.RandomState(0).rand(len(queries), len(gallery))
+    run = {"queries": queries, "gallery": gallery, "indices": np.argsort(distances, axis=0)}
+    np.savez(str(tmp_path / "run.npz"), **run)
+    refused(score(tmp_path, annotations, "--rankings", tmp_path / "run.npz")[0], "sorted over the queries")
+    run["indices"] = np.argsort(distances, axis=1)
+    assert score_file(tmp_path, run, "run.npz", annotations)[0].returncode == 0
+
+
+NOTHING = "run whose lists are empty, or of images only that the queries do not compete over"
+
+
+def test_a_run_that_ranks_nothing_has_a_fault(tmp_path):
+    annotations = random_annotations(8)
+    queries, gallery = queries_of(annotations), gallery_of(annotations)
+    others = {query: [path for path in gallery if path[:4] != query[:4]] for query in queries}
+    empty = {"queries": queries, "gallery": gallery, "indices": -np.ones((len(queries), 3), dtype=int)}
+    for content, name in ((dict.fromkeys(queries, []), "run.json"), (others, "run.json"), (empty, "run.npz")):
+        done, precision, faults, noticed = score_file(tmp_path, content, name, annotations)
+        assert (done.returncode, precision, list(faults), noticed) == (1, 0, [NOTHING], {})
+
+
 # ----------------------------------------------------------------------------------------------- scores and their order
+
+
+BACKWARDS = "run that ranks relevant images behind the others, as distances do: the highest score is best; negate them"
+
+
+@pytest.mark.parametrize("sign", [1, 0, -1])
+@pytest.mark.parametrize("form", ["similarities", "run dict", "list", "TREC with score and rank swapped"])
+def test_a_run_that_is_upside_down_is_noticed(tmp_path, form, sign):
+    annotations, rng = random_annotations(8), np.random.RandomState(0)
+    queries, gallery = queries_of(annotations), gallery_of(annotations)
+    is_relevant = [[path in relevant_paths(annotations, query) for path in gallery] for query in queries]
+    matrix = sign * np.array(is_relevant) + rng.randn(len(queries), len(gallery))
+    content = {q: dict(zip(gallery, row)) for q, row in zip(queries, matrix.tolist())}
+    if form == "similarities":
+        content = {"queries": queries, "gallery": gallery, "similarities": torch.tensor(matrix)}
+    elif form == "list":
+        content = {query: sorted(row, key=row.get, reverse=True) for query, row in content.items()}
+    elif form != "run dict":
+        ranked = [(query, row, sorted(row, key=row.get)) for query, row in content.items()]
+        lines = [f"{q} Q0 {p} {-row[p]} {n} tag\n" for q, row, paths in ranked for n, p in enumerate(paths, 1)]
+        content = "".join(lines).replace("query ", "query%20").replace("image ", "image%20")
+    name = "run.pt" if form == "similarities" else "run.json"
+    done, _, faults, noticed = score_file(tmp_path, content, name, annotations)
+    assert (done.returncode, faults, list(noticed)) == (0, {}, [BACKWARDS] if sign < 0 else [])
+
+
+@pytest.mark.parametrize("kind", ["csv of ranks", "similarities"])
+def test_scores_or_ranks_that_are_all_equal_are_in_gallery_order_and_noticed(tmp_path, kind):
+    two = {**ANNOTATIONS, "q/cup.jpg": {**ANNOTATIONS[QUERY], "ins": 2}}
+    matrix = {"queries": [QUERY, "q/cup.jpg"], "gallery": GALLERY, "similarities": torch.ones(2, 8)}
+    content, name, entries = matrix, "run.pt", two
+    if kind != "similarities":
+        content, name, entries = table([1] * 8, "query,path,rank"), "run.csv", ANNOTATIONS
+    done, precision, faults, noticed = score_file(tmp_path, content, name, entries)
+    expected = [LAST, average_precision(GALLERY, GALLERY[:5])][: len(entries) - 8]
+    assert (done.returncode, faults, precision) == (0, {}, pytest.approx(np.mean(expected)))
+    assert any(reason.startswith("run in which ties decide") for reason in noticed)
+
+
+@pytest.mark.parametrize("box, is_noticed", [((20, 20, 60, 60), False), ((40, 40, 120, 120), True)])
+def test_boxes_that_all_miss_the_object_are_noticed(tmp_path, box, is_noticed):
+    reason = "run whose boxes all miss the object (IoU < 0.1): expected (x1, y1, x2, y2) in pixels of the whole image"
+    noticed = score_file(tmp_path, {QUERY: [[path, 1, box] for path in RIGHT]})[3]
+    assert list(noticed) == [reason] * is_noticed
 
 
 @pytest.mark.parametrize(
