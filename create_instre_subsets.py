@@ -231,9 +231,9 @@ def parse_args() -> argparse.Namespace:
     add("--parts", nargs="+", choices=PARTS, help="parts of INSTRE to take images from (default: S1, or as listed)")
     add = parser.add_argument_group("subsets").add_argument
     text = "object size below which an image can be in XS (default: 15; with lists none)"
-    add("--xs-threshold", type=percent, metavar="%", help=text)
+    add("--xs-threshold", type=percentage, metavar="%", help=text)
     text = "object size below which an image can be in XXS (default: 5; with lists none)"
-    add("--xxs-threshold", type=percent, metavar="%", help=text)
+    add("--xxs-threshold", type=percentage, metavar="%", help=text)
     text = "share of queries among the images of an instance (default: 0.5)"
     add("--query-fraction", type=fraction, default=0.5, metavar="F", help=text)
     add("--seed", type=int, default=0, metavar="N", help="another seed chooses other queries (default: 0)")
@@ -260,7 +260,7 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
-def percent(text: str) -> float:
+def percentage(text: str) -> float:
     value = float(text)
     if not 0 < value <= 100:
         raise argparse.ArgumentTypeError(f"expected more than 0 and at most 100 %, found {text}")

@@ -94,9 +94,7 @@ def read_captions(path: str, findings: Findings) -> Records:
     content = load_values(path, arrays=True)
     if not isinstance(content, dict):
         raise SoirError(f"{path} holds no detections: expected a dict, image path -> bboxes, scores and masks_rle")
-    check_repeats(
-        path, (_count_values(record.get("bboxes")) for record in content.values() if isinstance(record, dict))
-    )
+    check_repeats(path, (_count_items(record.get("bboxes")) for record in content.values() if isinstance(record, dict)))
     for name, record in content.items():
         if not isinstance(record, dict) or "bboxes" not in record:
             findings.skip("image without bboxes in the detections", shorten(name))
@@ -147,7 +145,7 @@ def _as_number(value: Any) -> Any:
     return value.tolist() if isinstance(value, np.ndarray) and not value.ndim else value
 
 
-def _count_values(value: Any) -> int:
+def _count_items(value: Any) -> int:
     """How many values there are: an array can claim to be far larger than its file."""
     return value.size if isinstance(value, np.ndarray) else _length_of(value)
 

@@ -168,8 +168,8 @@ def part_of_key(key: str) -> str:
 
 def find_part(root: str, name: str) -> Part:
     """Find a part in the root or in INSTRE_release/, in any case. Raises SoirError if it is in neither."""
-    for base in ("", *match_names(root, "instre_release")):
-        for folder in match_names(os.path.join(root, base), f"instre-{name.lower()}"):
+    for base in ("", *names_in_any_case(root, "instre_release")):
+        for folder in names_in_any_case(os.path.join(root, base), f"instre-{name.lower()}"):
             if os.path.isdir(os.path.join(root, base, folder)):
                 return Part(name, root, posixpath.join(base, folder))
     found = find_root(root, [f"INSTRE-{name}"])
@@ -181,7 +181,7 @@ def find_part(root: str, name: str) -> Part:
     raise SoirError(f"INSTRE-{name} is missing: expected {expected} or the same under INSTRE_release/. {hint}")
 
 
-def match_names(folder: str, lower_name: str) -> list[str]:
+def names_in_any_case(folder: str, lower_name: str) -> list[str]:
     """What is in a folder under this name, in any case. Raises SoirError."""
     try:
         return [name for name in sorted(os.listdir(folder)) if name.lower() == lower_name]

@@ -81,7 +81,7 @@ def entry_faults(path: Any, entry: Any) -> Broken:
     """Yield (check, detail) for every rule that an entry breaks: the errors of verify_dataset.py, but for its masks.
 
     entry  in the form of `query_entry` and `gallery_entry`; soir/forms.py brings others into it
-    An entry without faults can be relied on: its fields are there, of their types, and of one length; its boxes are
+    An entry without errors can be relied on: its fields are there, of their types, and of one length; its boxes are
     None or finite, of positive size, and not left of or above the image. Its masks may still be anything: see
     `examine_masks` in soir/rle.py.
     """
@@ -159,7 +159,7 @@ def _found(value: Any) -> str:
 
 
 def entry_warnings(entry: Entry) -> Broken:
-    """Yield (check, detail) for what is odd in an entry without faults."""
+    """Yield (check, detail) for what is odd in an entry without errors."""
     boxes = boxes_of(entry)
     for box in boxes:
         if box is not None and geometry.is_below_pixel(box):
@@ -182,7 +182,7 @@ def extent_errors(entry: Entry, size: Size) -> Broken:
 
 
 def set_warnings(annotations: Annotations) -> Iterator[tuple[str, str, str]]:
-    """Yield (check, set, detail) for what is odd in the sets of entries without faults."""
+    """Yield (check, set, detail) for what is odd in the sets of entries without errors."""
     have_masks: defaultdict[tuple[str, bool], list[bool]] = defaultdict(list)  # (set, is_query) -> of each entry
     for entry in annotations.values():
         # Masks of the sets that we know have rules. A gallery image without objects has no masks in any set.
