@@ -59,9 +59,6 @@ class Member(NamedTuple):
     objects: list[int]  # indices of the boxes that count
 
 
-# ------------------------------------------------------------------------------------------------------------- subsets
-
-
 def assign_roles(photographs: list[Photograph], seed: int, query_fraction: float) -> set[str]:
     """Of the photographs that can be in XS, the keys of those that become queries; the others are gallery (step 2).
 
@@ -94,9 +91,6 @@ def select_subset(photographs: list[Photograph], queries: set[str]) -> list[Memb
 
 def is_below(photograph: Photograph, threshold: float) -> bool:
     return photograph.share < threshold or threshold == 100  # an object may fill its image
-
-
-# --------------------------------------------------------------------------------------------------------------- lists
 
 
 def read_lists(query_list: str, gallery_list: str, findings: Findings) -> tuple[dict[str, str], dict[str, str]]:
@@ -147,9 +141,6 @@ def select_listed(
     return subset
 
 
-# ------------------------------------------------------------------------------------------------------------- entries
-
-
 def make_annotations(subset: list[Member], set_name: str) -> Annotations:
     """The dict of an annotation file: first the queries, then the gallery images."""
     annotations = {}
@@ -174,9 +165,6 @@ def query_box(photograph: Photograph) -> Box:
         return max(boxes, key=geometry.area)
     x1, y1, x2, y2 = zip(*boxes)
     return min(x1), min(y1), max(x2), max(y2)
-
-
-# -------------------------------------------------------------------------------------------------------------- report
 
 
 Rows = List[Tuple[str, Dict[str, Any]]]  # of the table: name, figures
@@ -216,9 +204,6 @@ def print_figures(rows: Rows) -> None:
             cells = [(values.get(figure), style) for _, figure, style in COLUMNS]
             table.append([label, *("" if value is None else format(value, style) for value, style in cells)])
     print_table(table)
-
-
-# -------------------------------------------------------------------------------------------------------------- script
 
 
 def parse_args() -> argparse.Namespace:

@@ -35,17 +35,7 @@ from typing import Any, Callable, Iterable, Iterator, NamedTuple, Sequence, Tupl
 
 import numpy as np
 
-from soir import published
-from soir.console import (
-    VERSION,
-    absolute_base,
-    add_input_options,
-    exit_status,
-    instance_id,
-    make_parser,
-    png_name,
-    positive,
-)
+from soir import console, published, scoring
 from soir.drawing import page_names, write_pages
 from soir.entry import SPLITS, instances_of
 from soir.features import read_features
@@ -57,17 +47,7 @@ from soir.previews import draw_rankings
 from soir.protocol import RANKS, Hits, Ranking, Task, find_in_rankings, make_task
 from soir.rankings import read_run
 from soir.runs import trec_qrels, trec_run
-from soir.scoring import (
-    GROUPED_BY,
-    Part,
-    choose_entries,
-    describe_queries,
-    find_parts,
-    find_scored,
-    join_columns,
-    score_queries,
-    summarize,
-)
+from soir.scoring import Part
 from soir.similarity import find_by_features, rank_by_features
 from soir.tables import TABLES, Block, make_table
 
@@ -117,13 +97,13 @@ def score_part(
 ) -> PartScores:
     """The scores of some queries.
 
-    metrics, queries, instances, fields  of all queries, as in `summarize`
+    metrics, queries, instances, fields  of all queries, as in `scoring.summarize`
     first                                float64 [queries]: the AP of the first run; None of that one
     members                              int64 [N]: which of the queries
     """
     chosen = {name: values[members] for name, values in metrics.items()}
     about = {name: [values[index] for index in members.tolist()] for name, values in queries.items()}
-    groups = summarize(chosen, about, instances[members], fields)
+    groups = scoring.summarize(chosen, about, instances[members], fields)
     difference = None if first is None else compare_means(first[members], chosen["AP"], instances[members])
     return PartScores(groups, difference)
 
@@ -139,9 +119,6 @@ def find_hits(run: Run, task: Task, findings: Findings) -> tuple[Iterable[Hits],
         return find_in_rankings(task, rankings), lambda numbers: ((n, rankings[n]) for n in numbers)
     features = read_features(run.file, task.annotations, findings)
     return find_by_features(features, task), lambda numbers: rank_by_features(features, task, list(numbers))
-
-
-# -------------------------------------------------------------------------------------------------------------- output
 
 
 def metric_name(text: str) -> str:
@@ -165,7 +142,7 @@ def metric_titles(metrics: list[str]) -> list[str]:
 
 
 def metric_cells(values: dict[str, Any], metrics: list[str]) -> list[str]:
-    """The cells of a group, as of `summarize`, under `metric_titles`. mAP comes with its interval."""
+    """The cells of a group, as of `scoring.summarize`, under `metric_titles`. mAP comes with its interval."""
     cells = []
     for name in metrics:
         cells.append(percent(values[name]) if name in values else "-")
@@ -280,7 +257,7 @@ def make_report(
         "queries_without_relevant_images": sum(len(places) for places in notes.noticed.values()),
         "gallery_images": len(task.gallery),
         "runs": [scores.run._asdict() for scores in results],
-        "version": VERSION,
+        "version": console.VERSION,
     }
     report: dict[str, Any] = {"scored": about, "note": POOLED, "left_out": notes.noticed}
     runs = [
@@ -312,11 +289,11 @@ def make_csv(queries: dict[str, list[Any]], results: list[Scores]) -> bytes:
     unknown: dict[str, Any] = dict.fromkeys(most, [math.nan] * len(queries["path"]))
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["run"] * (len(results) > 1) + list(join_columns(queries, most)))
+    writer.writerow(["run"] * (len(results) > 1) + list(scoring.join_columns(queries, most)))
     for scores in results:
         metrics: dict[str, Any] = {name: values.tolist() for name, values in scores.metrics.items()}
         metrics["first_rank"] = [rank if math.isinf(rank) else int(rank) for rank in metrics["first_rank"]]
-        for row in zip(*join_columns(queries, {**unknown, **metrics}).values()):
+        for row in zip(*scoring.join_columns(queries, {**unknown, **metrics}).values()):
             cells = ["" if isinstance(cell, float) and not math.isfinite(cell) else cell for cell in row]
             writer.writerow([scores.run.name] * (len(results) > 1) + cells)
     return text.getvalue().encode("utf-8", "backslashreplace")
@@ -332,9 +309,6 @@ def choose_queries(args: argparse.Namespace, task: Task, scored: np.ndarray, sco
     if not chosen:
         raise SoirError(f"no query of the instances {' '.join(map(str, args.instances))} was scored: name others")
     return dict(chosen[: args.worst])
-
-
-# -------------------------------------------------------------------------------------------------------------- script
 
 
 class AddRuns(argparse.Action):
@@ -353,11 +327,11 @@ def table_name(text: str) -> str:
 
 
 def parse_args() -> argparse.Namespace:
-    parser = make_parser(
+    parser = console.make_parser(
         "Score retrieval runs on an annotation file.",
         "0 fine, 1 a run has faults, which are listed, 2 it could not be scored",
     )
-    add = add_input_options(parser)
+    add = console.add_input_options(parser)
     runs: dict[str, Any] = {"dest": "runs", "action": AddRuns, "nargs": "+", "metavar": "FILE"}
     text = "runs: rankings in JSON or .pt, TREC runs, or matrices in .npz or .pt"
     add("--rankings", const="rankings", help=text, **runs)
@@ -376,11 +350,11 @@ def parse_args() -> argparse.Namespace:
     add("--trec", metavar="FILE", help="write the run as a TREC run (of one run)")
     add = parser.add_argument_group("preview (of one run)").add_argument
     text = "draw queries with what was retrieved: right in green, wrong in red, boxes of the run dashed in yellow"
-    add("--preview", type=png_name, metavar="FILE.png", help=text)
-    add("--worst", type=positive, metavar="K", help="the K queries of lowest AP (default: 5; with --instances, all)")
-    add(
-        "--instances", type=instance_id, nargs="+", metavar="ID", help="the queries of these instances, the worst first"
-    )
+    add("--preview", type=console.png_name, metavar="FILE.png", help=text)
+    text = "the K queries of lowest AP (default: 5; with --instances, all)"
+    add("--worst", type=console.positive, metavar="K", help=text)
+    text = "the queries of these instances, the worst first"
+    add("--instances", type=console.instance_id, nargs="+", metavar="ID", help=text)
     args = parser.parse_args()
     if not args.runs:
         parser.error("one of the arguments --rankings --features is required")
@@ -404,31 +378,32 @@ def name_runs(files: list[tuple[str, str]], names: list[str] | None) -> list[Run
     return [Run(kind, file, name) for (kind, file), name in zip(files, names)]
 
 
-@exit_status()
+@console.exit_status()
 def main() -> int:
     args = parse_args()
     outputs = [args.report, args.per_query, args.table, args.qrels, args.trec, args.preview]
     inputs = [args.ann_file, *(file for _, file in args.runs)]
     check_outputs(outputs, inputs)
-    base_path = absolute_base(args.base_path)
+    base_path = console.absolute_base(args.base_path)
     find_size = size_finder(base_path)
     annotations = load_sound(args.ann_file, find_size)
-    task = make_task(*choose_entries(annotations, args.ann_file, args.set, args.split), find_size)
+    task = make_task(*scoring.choose_entries(annotations, args.ann_file, args.set, args.split), find_size)
     check_no_image(outputs, [*task.annotations, *task.others], base_path)
     notes = Findings()
-    scored = find_scored(task, notes)
-    queries = describe_queries(task, scored)
+    scored = scoring.find_scored(task, notes)
+    queries = scoring.describe_queries(task, scored)
     instances = task.instances[scored]
 
-    parts = find_parts(task, scored, queries)
+    parts = scoring.find_parts(task, scored, queries)
     results: list[Scores] = []
     for run in name_runs(args.runs, args.names):
         findings = Findings()
         hits, rank = find_hits(run, task, findings)
-        metrics = score_queries(hits, task, scored, run.file, findings)
+        metrics = scoring.score_queries(hits, task, scored, run.file, findings)
         first = results[0].metrics["AP"] if results else None
-        overall = score_part(metrics, first, queries, instances, np.arange(len(scored)), GROUPED_BY)
-        of_parts = [score_part(metrics, first, queries, instances, part.members, GROUPED_BY[2:]) for part in parts]
+        overall = score_part(metrics, first, queries, instances, np.arange(len(scored)), scoring.GROUPED_BY)
+        fields = scoring.GROUPED_BY[2:]
+        of_parts = [score_part(metrics, first, queries, instances, part.members, fields) for part in parts]
         results.append(Scores(run, metrics, overall, of_parts, findings))
         if len(args.runs) > 1:
             del hits, rank  # and the features, before those of the next run are read: only a single run is drawn

@@ -64,9 +64,6 @@ class GalleryImage(NamedTuple):
     annotations: list[Annotation]
 
 
-# ------------------------------------------------------------------------------------------------------------- images
-
-
 def read_coco(path: str) -> Coco:
     """Read a COCO file.
 
@@ -165,9 +162,6 @@ def is_safe(name: Any) -> bool:
     if not isinstance(name, str) or not 0 < len(name) < 1024 or name.startswith("/") or ".." in name.split("/"):
         return False
     return not re.search(r"[\\:\0]", name)  # a Windows path, a drive, the end of a C string
-
-
-# -------------------------------------------------------------------------------------------------------- annotations
 
 
 class GalleryObject(NamedTuple):
@@ -308,9 +302,6 @@ def usable_box(
         contradictions.loose.append((annotation, image.size))
         findings.notice("annotation whose box reaches out of its image, clipped", image.path)
     return inside
-
-
-# -------------------------------------------------------------------------------- annotations that mean something else
 
 
 def likely_meaning(suspects: list[tuple[Annotation, Size]]) -> tuple[str, float]:

@@ -62,9 +62,6 @@ class ImageVectors(NamedTuple):
     has_odd_box: bool  # one that is not (x1, y1, x2, y2)
 
 
-# ------------------------------------------------------------------------------------------------------------- reading
-
-
 def read_features(path: str, annotations: Annotations, findings: Findings) -> Features:
     """Read the features of the images of an annotation file; unusable ones are added to the findings.
 

@@ -106,9 +106,6 @@ def size_of_mask(mask: Any) -> Size | None:
     return (size[0], size[1]) if is_image_size(size) else None
 
 
-# ------------------------------------------------------------------------------------------------------------- entries
-
-
 def read_forms(annotations: Annotations, find_size: SizeFinder, note: Note = lambda check, name, detail: None) -> None:
     """Bring all entries of a dict into the current form, in place. They may be anything; arguments as above."""
     queries = []  # of OWID with is_val, which knew it of gallery images only
@@ -224,9 +221,6 @@ def _as_tuple(box: Any) -> Any:
 def _is_usual_mask(mask: Any) -> bool:
     """Whether a mask is of the current form, valid or not. Nearly all are."""
     return type(mask) is dict and len(mask) == 2 and type(mask.get("counts")) is str and type(mask.get("size")) is list
-
-
-# --------------------------------------------------------------------------------------------------------------- masks
 
 
 class MaskForm(NamedTuple):

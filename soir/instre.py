@@ -103,9 +103,6 @@ class Photograph(NamedTuple):
     share: float  # of the largest box, in % of the image; 100 without boxes
 
 
-# ------------------------------------------------------------------------------------------------- a part, or by lists
-
-
 def read_part(root: str, prefix: str, part_name: str, workers: int, findings: Findings) -> list[Photograph]:
     """Read the photographs of a part that have boxes, in natural order.
 
@@ -161,9 +158,6 @@ def key_of(name: str) -> str:
 def part_of_key(key: str) -> str:
     """S1 for instre-s1/01a_canada_book/013."""
     return key[len("instre-") :].partition("/")[0].upper()
-
-
-# --------------------------------------------------------------------------------------------------------------- files
 
 
 def find_part(root: str, name: str) -> Part:
@@ -268,9 +262,6 @@ def hash_of_name(part_name: str, folder_name: str) -> int:
     """An instance id from 100,000 to 2^31 - 1."""
     name = f"{part_name}/{folder_name}".lower().encode("utf-8", "surrogateescape")
     return 100_000 + zlib.crc32(name) % (2**31 - 100_000)
-
-
-# --------------------------------------------------------------------------------------------------------- photographs
 
 
 def read_photographs(

@@ -180,9 +180,6 @@ def report_shares(place: str, parts: Iterable[np.ndarray], findings: Findings) -
         findings.notice(IN_SHARES, place)
 
 
-# --------------------------------------------------------------------------------------------------- what a query lists
-
-
 def check(listed: Listed, numbers: dict[Any, int], find_image: Callable[[Any], str | None]) -> Checked:
     """Turn what is listed for a query into arrays.
 

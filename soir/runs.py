@@ -59,9 +59,6 @@ class RunFile(NamedTuple):
     listed: Callable[[Any], Listed | None]  # one of these -> what is listed for it; None: no ranking
 
 
-# ------------------------------------------------------------------------------------------------------ a file's form
-
-
 def open_run(path: str) -> RunFile:
     """Read a file of any form. Raises SoirError if the file cannot be read, or has none of the forms."""
     if path.lower().endswith(".npz"):
@@ -258,9 +255,6 @@ def _is_padded(indices: list[int], count: int) -> bool:
     )
 
 
-# ---------------------------------------------------------------------------------------------------------- TREC, CSV
-
-
 class Line(NamedTuple):
     """A line of a run in text."""
 
@@ -336,9 +330,6 @@ def _as_number(text: str | None) -> float:
     with suppress(TypeError, ValueError):
         return float(text)  # type: ignore[arg-type]
     return math.nan
-
-
-# ------------------------------------------------------------------------------------------------------ written as TREC
 
 
 def decode_path(text: str) -> str:

@@ -39,8 +39,6 @@ NO_LIMIT = 2**62
 
 SIZES = (*SIZE_CLASSES[:3], ("above 2 %", math.inf))  # the instances are few: one class above 2 %
 
-# --------------------------------------------------------------------------------------------------------------- input
-
 
 def choose_entries(
     annotations: Annotations, place: str, set_name: str | None, split: str | None
@@ -152,9 +150,6 @@ def find_parts(task: Task, scored: np.ndarray, queries: dict[str, list[Any]]) ->
     return parts
 
 
-# -------------------------------------------------------------------------------------------------------------- scoring
-
-
 def score_queries(
     hits: Iterable[Hits], task: Task, scored: np.ndarray, place: str, findings: Findings
 ) -> dict[str, np.ndarray]:
@@ -246,9 +241,6 @@ def join_columns(queries: dict[str, list[Any]], metrics: Mapping[str, Any]) -> d
     """The columns of a table of queries: what is asked, its metrics, what is known of its instance."""
     known = {name: queries[name] for name in ("path", "set", "split", "instance", "relevant")}
     return {**known, **metrics, **queries}  # a key keeps its first place
-
-
-# ----------------------------------------------------------------------------------------------------------- in memory
 
 
 def evaluate(

@@ -30,8 +30,6 @@ if TYPE_CHECKING:
 # What other files begin with.
 _OTHER_FILES = [(b"{", "JSON"), (b"[", "JSON"), (b"\x89PNG", "a PNG image"), (b"\xff\xd8", "a JPEG image")]
 
-# ------------------------------------------------------------------------------------------------------- load and save
-
 
 def load_values(path: str, arrays: bool = False) -> Any:
     """Load what torch saved: dicts, lists, tuples, str, bytes, int, float, bool and None.
@@ -135,8 +133,6 @@ def _reason_of_fault(error: Exception) -> str:
         text = f"it is damaged ({text})"  # it has other things than expected, or in another place
     return text.splitlines()[0][:200]
 
-
-# -------------------------------------------------------------------------------------------------------- plain values
 
 # A number, and a text of up to 100 bytes, with an alternative for each length. Longer texts are counted below, which
 # takes longer.

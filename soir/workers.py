@@ -112,9 +112,6 @@ def _one_by_one(batches: Iterator[list[Result]], expected: int, progress: Any) -
         raise SoirError(f"{abs(expected):,} results of the workers are missing or too many: run again with --workers 1")
 
 
-# ------------------------------------------------------------------------------------------------------- in the workers
-
-
 def _start_worker(starter: int) -> None:
     """Prepare a worker of a parent process. Ctrl-C is for that to handle; when it is gone, the worker ends too."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
