@@ -45,7 +45,7 @@ def map_ordered(
     workers = min(workers, len(batches))
     with progress_bar(title, total=len(items)) as progress:
         if workers <= 1:
-            yield _one_by_one(([function(item)] for item in items), progress)
+            yield _one_by_one(([function(item)] for item in items), len(items), progress)
             return
         # Here, not above: --help and a run with one worker have no need of them, and they take 4 ms.
         from concurrent.futures.process import BrokenProcessPool, ProcessPoolExecutor
@@ -56,7 +56,7 @@ def map_ordered(
             with _starting():
                 futures.extend(pool.submit(_work, function, batch) for batch in batches)
             # Those that are done with are forgotten, since they hold their results.
-            yield _one_by_one((futures.pop(0).result() for _ in batches), progress)
+            yield _one_by_one((futures.pop(0).result() for _ in batches), len(items), progress)
         except BrokenProcessPool as error:
             reason = "a worker process died (killed, or out of memory)"
             raise SoirError(f"{reason}: run again, perhaps with fewer --workers") from error
@@ -89,10 +89,15 @@ def _starting() -> Iterator[None]:
         os.kill(os.getpid(), came[0])
 
 
-def _one_by_one(batches: Iterator[list[Result]], progress: Any) -> Iterator[Result]:
+def _one_by_one(batches: Iterator[list[Result]], expected: int, progress: Any) -> Iterator[Result]:
+    """The results in batches. Raises SoirError at the end if they are not as many as expected: whoever pairs them with
+    the items would have given some to the wrong ones."""
     for results in batches:
         progress.update(len(results))
+        expected -= len(results)
         yield from results
+    if expected:
+        raise SoirError(f"{abs(expected):,} results of the workers are missing or too many: run again with --workers 1")
 
 
 def _start_worker(starter: int) -> None:
