@@ -87,27 +87,6 @@ class Scores(NamedTuple):
     findings: Findings
 
 
-def score_part(
-    metrics: dict[str, np.ndarray],
-    first: np.ndarray | None,
-    queries: dict[str, list[Any]],
-    instances: np.ndarray,
-    members: np.ndarray,
-    fields: Sequence[str],
-) -> PartScores:
-    """The scores of some queries.
-
-    metrics, queries, instances, fields  of all queries, as in `scoring.summarize`
-    first                                float64 [queries]: the AP of the first run; None of that one
-    members                              int64 [N]: which of the queries
-    """
-    chosen = {name: values[members] for name, values in metrics.items()}
-    about = {name: [values[index] for index in members.tolist()] for name, values in queries.items()}
-    groups = scoring.summarize(chosen, about, instances[members], fields)
-    difference = None if first is None else compare_means(first[members], chosen["AP"], instances[members])
-    return PartScores(groups, difference)
-
-
 def find_hits(run: Run, task: Task, findings: Findings) -> tuple[Iterable[Hits], Rank]:
     """Where a run ranks the relevant images, and a function that yields its whole rankings.
 
@@ -121,20 +100,9 @@ def find_hits(run: Run, task: Task, findings: Findings) -> tuple[Iterable[Hits],
     return find_by_features(features, task), lambda numbers: rank_by_features(features, task, list(numbers))
 
 
-def metric_name(text: str) -> str:
-    """A type for argparse: a metric that a column can show."""
-    if text not in METRICS:
-        raise argparse.ArgumentTypeError(f"expected mAP, MRR, IoU, or one of {AT_K} with @ and {RANKS}, found {text}")
-    return text
-
-
 def percent(value: float) -> str:
     """A fraction in %, with two decimals, as the papers of the field print it."""
     return f"{100 * value:.2f}"
-
-
-def interval_cell(interval: tuple[float, float] | None) -> str:
-    return "-" if interval is None else f"{percent(interval[0])}-{percent(interval[1])}"
 
 
 def metric_titles(metrics: list[str]) -> list[str]:
@@ -147,7 +115,7 @@ def metric_cells(values: dict[str, Any], metrics: list[str]) -> list[str]:
     for name in metrics:
         cells.append(percent(values[name]) if name in values else "-")
         if name == "mAP":
-            cells.append(interval_cell(values["mAP_interval"]))
+            cells.append("-".join(map(percent, values["mAP_interval"] or ())) or "-")
     return cells
 
 
@@ -265,8 +233,8 @@ def make_report(
             "name": scores.run.name,
             "groups": scores.overall.groups,
             "parts": {part.title: groups for part, (groups, _) in zip(parts, scores.parts)},
-            "difference": as_dict(scores.overall.difference),
-            "differences": {part.title: as_dict(difference) for part, (_, difference) in zip(parts, scores.parts)},
+            "difference": scores.overall.difference and scores.overall.difference._asdict(),
+            "differences": {part.title: d and d._asdict() for part, (_, d) in zip(parts, scores.parts)},
             "faults": scores.findings.skipped,
             "noticed": scores.findings.noticed,
         }
@@ -277,10 +245,6 @@ def make_report(
     else:
         report["runs"] = runs
     return json.dumps(report, indent=1).encode()
-
-
-def as_dict(difference: Difference | None) -> dict[str, Any] | None:
-    return difference and difference._asdict()
 
 
 def make_csv(queries: dict[str, list[Any]], results: list[Scores]) -> bytes:
@@ -345,7 +309,7 @@ def parse_args() -> argparse.Namespace:
     add("--per-query", metavar="FILE", help="write the scores of each query as CSV")
     add("--table", type=table_name, metavar="FILE", help="write the table of runs side by side, as .tex, .md or .csv")
     text = "columns of the tables: mAP, MRR, IoU, hit@1, mAP@10, recall@5, precision@1, nDCG@10, IoU>=0.5@1, ..."
-    add("--metrics", type=metric_name, nargs="+", metavar="METRIC", help=text)
+    add("--metrics", choices=METRICS, nargs="+", metavar="METRIC", help=text)
     add("--qrels", metavar="FILE", help="write what is relevant as TREC qrels")
     add("--trec", metavar="FILE", help="write the run as a TREC run (of one run)")
     add = parser.add_argument_group("preview (of one run)").add_argument
@@ -400,11 +364,15 @@ def main() -> int:
         findings = Findings()
         hits, rank = find_hits(run, task, findings)
         metrics = scoring.score_queries(hits, task, scored, run.file, findings)
-        first = results[0].metrics["AP"] if results else None
-        overall = score_part(metrics, first, queries, instances, np.arange(len(scored)), scoring.GROUPED_BY)
-        fields = scoring.GROUPED_BY[2:]
-        of_parts = [score_part(metrics, first, queries, instances, part.members, fields) for part in parts]
-        results.append(Scores(run, metrics, overall, of_parts, findings))
+        of_parts = []
+        choices: list[tuple[np.ndarray, Sequence[str]]] = [(np.arange(len(scored)), scoring.GROUPED_BY)]
+        choices += [(part.members, scoring.GROUPED_BY[2:]) for part in parts]
+        for members, fields in choices:
+            groups = scoring.summarize(metrics, queries, instances, fields, members)
+            first = results[0].metrics["AP"][members] if results else None
+            difference = None if first is None else compare_means(first, metrics["AP"][members], instances[members])
+            of_parts.append(PartScores(groups, difference))
+        results.append(Scores(run, metrics, of_parts[0], of_parts[1:], findings))
         if len(args.runs) > 1:
             del hits, rank  # and the features, before those of the next run are read: only a single run is drawn
 

@@ -279,9 +279,10 @@ def as_boxes(values: Any) -> tuple[np.ndarray, np.ndarray]:
 
 def is_first(positions: np.ndarray) -> np.ndarray:
     """bool [N]: whether a position stands here for the first time. UNKNOWN always does: it may be any path."""
-    first = np.zeros(len(positions), dtype=bool)
-    first[np.unique(positions, return_index=True)[1]] = True
-    return np.asarray(first | (positions == UNKNOWN))
+    order = np.arange(len(positions))
+    first = np.zeros(max(positions.max(initial=0), 0) + 3, dtype=np.int64)  # UNKNOWN and OTHER count from its end
+    first[positions[::-1]] = order[::-1]  # of several, the last to be written, so the first in the ranking, stays
+    return np.asarray((first[positions] == order) | (positions == UNKNOWN))
 
 
 def is_monotone(scores: np.ndarray) -> bool:

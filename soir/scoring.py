@@ -190,12 +190,14 @@ def summarize(
     queries: dict[str, list[Any]],
     instances: np.ndarray,
     fields: Sequence[str] = GROUPED_BY,
+    members: Any = slice(None),
 ) -> dict[str, dict[str, Any]]:
     """Means over all queries and over each group: group -> {"queries", "mAP", "mAP_interval", ...}.
 
     queries    columns, as of `describe_queries`
     instances  int64 [queries]: the same number for the queries of one instance
     fields     the columns whose values make groups
+    members    int64 [N]: of which of the queries; all by default
     """
     values_of = {
         "set": list(dict.fromkeys(queries["set"])),
@@ -203,14 +205,16 @@ def summarize(
         "difficulty": ["easy", "medium", "hard"],
         "size": [name for name, _ in SIZES] + ["unknown"],
     }
-    groups = {"all": np.ones(len(instances), dtype=bool)}
+    everything = np.arange(len(instances))[members]
+    groups = {"all": everything}
     for field in fields:
+        column = np.array(queries[field], dtype=object)[everything]
         for value in values_of[field]:
-            groups[f"{field}: {value or '(none)'}"] = np.array([other == value for other in queries[field]])
+            groups[f"{field}: {value or '(none)'}"] = everything[column == value]
     return {
-        name: summarize_group({column: values[members] for column, values in metrics.items()}, instances[members])
-        for name, members in groups.items()
-        if members.any()
+        name: summarize_group({column: values[chosen] for column, values in metrics.items()}, instances[chosen])
+        for name, chosen in groups.items()
+        if len(chosen)
     }
 
 
