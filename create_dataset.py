@@ -330,11 +330,11 @@ def hint_at(root: str, layout: Layout, layouts: list[Layout]) -> str:
     needed = [part for each in layouts for part in each.needed]
     found = find_root(root, needed) or find_root(root, [p.replace("RoboTools", "BOP/RoboTools") for p in needed])
     if found:
-        return f"It is there one level from here: try --voxdet-root {found}"
+        return f"Found at {found}: try --voxdet-root {found}"
     alone = find_root(root, layout.needed)
     if alone:
         path = os.path.relpath(os.path.join(alone, layout.path), root)
-        return f"It is there one level from here: try --{option}-path {path}"
+        return f"Found at {path}: try --{option}-path {path}"
     hint = f"Name its folders with --voxdet-root and --{option}-path"
     others = [part for part in needed if part not in layout.needed]
     can_do_without = others and all(os.path.exists(os.path.join(root, part)) for part in others)

@@ -160,7 +160,7 @@ def print_comparison(results: list[Scores], parts: list[Part], metrics: list[str
         rows = [["", *metric_titles(metrics)]]
         rows += [[scores.run.name, *metric_cells(scores.parts[index].groups["all"], metrics)] for scores in results]
         print_table(rows + [["  " + line] for line in published_lines(part)])
-        rows = [[f"mAP less that of {first}", "", "95 % interval of the difference", "p"]]
+        rows = [[f"mAP less that of {first}", "", "interval of the difference", "p"]]
         rows += [[scores.run.name, *difference_cells(scores.parts[index].difference)] for scores in results[1:]]
         print_table(rows)
         print()

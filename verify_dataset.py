@@ -252,7 +252,7 @@ def hint_at_base(paths: list[str], base_path: str | None) -> str:
         return "their paths are absolute, so convert_annotations.py --replace-prefix OLD NEW says where they are now"
     found = find_root(base_path or ".", random.Random(0).sample(relative, min(len(relative), 3)))
     if found:
-        return f"they are one level from here, try --base-path {found}"
+        return f"they are found at {found}: try --base-path {found}"
     return "name the folder that their paths start at with --base-path"
 
 

@@ -168,7 +168,7 @@ def find_part(root: str, name: str) -> Part:
                 return Part(name, root, posixpath.join(base, folder))
     found = find_root(root, [f"INSTRE-{name}"])
     if found:
-        hint = f"It is there one level from here: try --instre-root {found}"
+        hint = f"Found at {found}: try --instre-root {found}"
     else:
         hint = "Name the folder that holds it with --instre-root, or other parts with --parts"
     expected = os.path.join(root, f"INSTRE-{name}")

@@ -152,7 +152,7 @@ def test_runs_are_compared_over_instances(tmp_path):
         assert line.split() == [run["name"], figures[0], f"{100 * low:.2f}-{100 * high:.2f}", *figures[1:]]
         assert overall == run["parts"]["RoboTools"]["all"]
     rest = lines[lines.index(next(line for line in lines if line.startswith("mAP less that of a"))) :]
-    assert re.split(r"  +", rest[0])[1:] == ["95 % interval of the difference", "p"]
+    assert re.split(r"  +", rest[0])[1:] == ["interval of the difference", "p"]
     for line, run in zip(rest[1:3], report["runs"][1:]):
         (low, high), p_value = run["difference"]["interval"], run["difference"]["p_value"]
         p_cell = "< 0.0002" if p_value < 0.0002 else f"{p_value:.4f}"

@@ -44,14 +44,19 @@ def test_a_root_that_is_no_folder_is_named_with_its_option(tmp_path, root):
         assert str(tmp_path / root).encode("unicode_escape").decode() in line or str(tmp_path / root) in line
 
 
-@pytest.mark.parametrize("root, args", [("a", []), ("a/b/OWID", []), ("a/b/RoboTools", ["--skip-owid"])])
+@pytest.mark.parametrize(
+    "root, args", [("a", []), (".", []), ("..", []), ("a/b/OWID", []), ("a/b/RoboTools", ["--skip-owid"])]
+)
 def test_a_root_one_level_too_high_or_too_deep_is_put_right(tiny, tmp_path, root, args):
-    """Too high, as under `data/`, where VoxDet's own README unpacks it."""
-    (tmp_path / "a").mkdir()
+    """Too high, up to three levels, as under `VoxDet/data`, where VoxDet's own README unpacks it."""
+    tmp_path = tmp_path / "c"
+    (tmp_path / "a").mkdir(parents=True)
     tiny.root.rename(tmp_path / "a/b")
     args = (*args, "--output-file", tmp_path / "anns.pt", "--workers", 1)
     line = refused(run_here("create_dataset.py", "--voxdet-root", tmp_path / root, *args))
-    assert line.endswith(f"It is there one level from here: try --voxdet-root {tmp_path / 'a/b'}")
+    found = os.path.normpath(line.partition("Found at ")[2].partition(": try --voxdet-root ")[0])
+    assert os.path.samefile(found, str(tmp_path / "a/b"))
+    assert line.endswith(f": try --voxdet-root {found}")
     assert run_here("create_dataset.py", "--voxdet-root", tmp_path / "a/b", *args).returncode == 0
 
 
@@ -59,7 +64,7 @@ def test_one_set_that_lies_one_level_deeper_is_pointed_to(tiny):
     tiny.path("data").mkdir()
     tiny.path("OWID").rename(tiny.path("data/OWID"))
     line = refused(tiny.create()[0])
-    assert line.endswith("It is there one level from here: try --owid-path data/OWID")
+    assert line.endswith("Found at data/OWID: try --owid-path data/OWID")
     assert tiny.create("--owid-path", "data/OWID")[0].returncode == 0
 
 
@@ -68,7 +73,7 @@ def test_an_instre_root_one_level_too_high_or_too_deep_is_put_right(tmp_path, ro
     make_instre(tmp_path / "a/b", parts=("INSTRE-S1", "INSTRE-S2"))
     output = ("--output-dir", tmp_path, "--workers", 1)
     line = refused(run_here("create_instre_subsets.py", "--instre-root", tmp_path / root, *output))
-    assert line.endswith(f"It is there one level from here: try --instre-root {tmp_path / 'a/b'}")
+    assert line.endswith(f"Found at {tmp_path / 'a/b'}: try --instre-root {tmp_path / 'a/b'}")
     assert run_here("create_instre_subsets.py", "--instre-root", tmp_path / "a/b", *output).returncode == 0
 
 
