@@ -109,7 +109,9 @@ def read_captions(path: str, findings: Findings) -> Records:
             continue
         yield name, None, None
         for box, score in zip(boxes, scores):
-            yield name, tuple(_as_list(box)), _as_number(score)
+            if isinstance(score, np.ndarray) and not score.ndim:  # a number in an array of its own
+                score = score.tolist()
+            yield name, tuple(_as_list(box)), score
 
 
 def read_results(path: str) -> Records:
@@ -138,11 +140,6 @@ def _as_list(value: Any) -> list[Any]:
     if isinstance(value, np.ndarray):
         value = value.tolist()
     return list(value) if isinstance(value, (list, tuple)) else []
-
-
-def _as_number(value: Any) -> Any:
-    """A number, also where it is in an array of its own."""
-    return value.tolist() if isinstance(value, np.ndarray) and not value.ndim else value
 
 
 def _count_items(value: Any) -> int:

@@ -15,6 +15,8 @@ from soir.images import read_image
 from soir.paths import full_path
 
 Colour = Tuple[int, int, int]
+Boxes = Iterable[Box]
+Masks = Iterable[np.ndarray]
 
 TILE_WIDTH, TILE_HEIGHT, MARGIN, TITLE_HEIGHT, LABEL_HEIGHT = 320, 240, 8, 24, 18
 LINE_HEIGHT = TITLE_HEIGHT + TILE_HEIGHT + LABEL_HEIGHT + 2 * MARGIN
@@ -46,11 +48,7 @@ def open_photograph(path: str, base_path: str | None) -> Image.Image | None:
 
 
 def draw_tile(
-    photograph: Image.Image,
-    boxes: Iterable[Box],
-    colour: Colour,
-    masks: Iterable[np.ndarray] = (),
-    predicted: Iterable[Box] = (),
+    photograph: Image.Image, boxes: Boxes, colour: Colour, masks: Masks = (), predicted: Boxes = ()
 ) -> Image.Image:
     """A tile with a photograph in it. Boxes and outlines are drawn on the tile, so that they stay sharp.
 
@@ -117,9 +115,7 @@ def _draw_outline(small: Image.Image, mask: np.ndarray) -> None:
     small.paste(Image.fromarray(pixels))
 
 
-def draw_zoom(
-    photograph: Image.Image, box: Box, boxes: Iterable[Box], colour: Colour, masks: Iterable[np.ndarray] = ()
-) -> Image.Image:
+def draw_zoom(photograph: Image.Image, box: Box, boxes: Boxes, colour: Colour, masks: Masks) -> Image.Image:
     """As `draw_tile`, of the surroundings of a box only."""
     left, top, right, bottom = _surroundings(box, photograph.size)
     return draw_tile(

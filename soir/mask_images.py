@@ -119,10 +119,8 @@ def _brightness(image: Image.Image) -> Image.Image:
 
 
 def _is_coloured(image: Image.Image) -> bool:
-    if image.mode != "RGB":
-        return False
-    red, green, blue = image.split()
-    return any(ImageChops.difference(red, other).getbbox() for other in (green, blue))
+    bands = image.split() if image.mode == "RGB" else ()
+    return any(ImageChops.difference(bands[0], other).getbbox() for other in bands[1:])
 
 
 def _is_soft(values: np.ndarray, top: int) -> bool:
