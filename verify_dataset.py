@@ -35,7 +35,7 @@ from soir.files import SoirError, check_no_image, check_outputs, whole_file
 from soir.findings import Findings, counted, print_findings, printable, progress_bar, shorten
 from soir.forms import load_any_form, size_finder
 from soir.geometry import Size
-from soir.images import image_size, is_rotated
+from soir.images import look_at_header
 from soir.paths import find_root, full_path
 from soir.previews import Choice, draw_instances
 from soir.protocol import make_task
@@ -153,8 +153,9 @@ def check_paths(
             report.add("path-outside", path)
             continue
         try:
-            size = sizes[path] = image_size(full)
-            if is_rotated(full):
+            size, is_rotated = look_at_header(full)
+            sizes[path] = size
+            if is_rotated:
                 report.add("image-rotated", path)
         except OSError as error:
             if not path_exists(full):

@@ -32,9 +32,12 @@ def is_coordinate(value: Any) -> bool:
     return type(value) in (int, float) and abs(value) <= MAX_COORDINATE
 
 
+_NUMBERS = frozenset((int, float))
+
+
 def is_four_numbers(value: Any) -> bool:
     """Whether a value of a file was written as one box, of whatever numbers."""
-    return isinstance(value, (tuple, list)) and len(value) == 4 and all(type(v) in (int, float) for v in value)
+    return isinstance(value, (tuple, list)) and len(value) == 4 and _NUMBERS.issuperset(map(type, value))
 
 
 def is_box(value: Any) -> bool:

@@ -69,17 +69,20 @@ def is_image_size(size: Any) -> bool:
 
 def image_size(path: str) -> tuple[int, int]:
     """(height, width) of an image, from its header. Raises OSError, as `read_image` does."""
-    with open_regular(path) as file:
-        start = file.read(HEADER)
-    return _jpeg_size(start) or _size_by_pillow(path)
+    return look_at_header(path)[0]
 
 
-def is_rotated(path: str) -> bool:
-    """Whether a photograph is stored turned, with an EXIF orientation by which viewers, and labelling tools, show it
-    upright. Here, and in Pillow, its pixels are those that are stored. Raises OSError, as `read_image` does."""
+def look_at_header(path: str) -> tuple[tuple[int, int], bool]:
+    """(height, width) of an image, and whether it is stored turned, with an EXIF orientation by which viewers, and
+    labelling tools, show it upright. Here, and in Pillow, pixels are those that are stored. Raises OSError."""
     with open_regular(path) as file:
         start = file.read(HEADER)
-        return (b"Exif\0\0" in start or b"eXIf" in start) and _open(file, path).getexif().get(0x0112, 1) != 1
+        has_exif = b"Exif\0\0" in start or b"eXIf" in start
+        size = _jpeg_size(start)
+        if size and not has_exif:
+            return size, False
+        image = _open(file, path)
+        return image.size[::-1], has_exif and image.getexif().get(0x0112, 1) != 1
 
 
 def whole_image_size(path: str) -> tuple[int, int]:
